@@ -1,0 +1,106 @@
+//! Where the running kernel keeps what the programs read.
+//!
+//! rustc emits no CO-RE relocations, so the agent reads the offsets from the kernel's BTF and sets
+//! them as one read-only global before loading; the verifier then treats them as constants.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+macro_rules! kernel_offsets {
+    ($($(#[$doc:meta])* $field:ident = $type:literal $($member:literal)|+;)*) => {
+        /// Byte offsets into structs of the running kernel.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+        pub struct KernelOffsets {
+            $($(#[$doc])* pub $field: u32,)*
+            /// Size of `struct inode`: `struct ovl_inode` is reached from the inode by it, see
+            /// `upper_dentry`.
+            pub inode_size: u32,
+            /// Inode number of the host's mount namespace.
+            pub host_mount_namespace: u32,
+        }
+
+        impl KernelOffsets {
+            /// For each offset its name, the struct and the member paths it may go by, newest
+            /// kernel first; a path descends with `.`.
+            pub const MEMBERS: &'static [Member] = &[
+                $(Member { field: stringify!($field), structure: $type, paths: &[$($member),+] },)*
+            ];
+
+            /// Zeros, to be filled in.
+            pub const ZERO: Self = Self { $($field: 0,)* inode_size: 0, host_mount_namespace: 0 };
+
+            /// Sets the offset that [`Self::MEMBERS`] lists at `index`; false if there is none.
+            pub fn set(&mut self, index: usize, offset: u32) -> bool {
+                let fields = [$(&mut self.$field),*];
+                match fields.into_iter().nth(index) {
+                    Some(field) => { *field = offset; true }
+                    None => false,
+                }
+            }
+        }
+    };
+}
+
+/// One member of a kernel struct.
+#[derive(Clone, Copy, Debug)]
+pub struct Member {
+    /// The field of [`KernelOffsets`].
+    pub field: &'static str,
+    /// The kernel's struct.
+    pub structure: &'static str,
+    /// The member, by each name it has had.
+    pub paths: &'static [&'static str],
+}
+
+kernel_offsets! {
+    task_tgid = "task_struct" "tgid";
+    task_real_parent = "task_struct" "real_parent";
+    task_group_leader = "task_struct" "group_leader";
+    task_start_boottime = "task_struct" "start_boottime" | "real_start_time";
+    task_cred = "task_struct" "cred";
+    task_nsproxy = "task_struct" "nsproxy";
+    task_fs = "task_struct" "fs";
+    task_mm = "task_struct" "mm";
+    task_cgroups = "task_struct" "cgroups";
+    cred_uid = "cred" "uid";
+    nsproxy_mnt_ns = "nsproxy" "mnt_ns";
+    nsproxy_pid_ns = "nsproxy" "pid_ns_for_children";
+    mnt_namespace_inum = "mnt_namespace" "ns.inum";
+    pid_namespace_inum = "pid_namespace" "ns.inum";
+    fs_root_mnt = "fs_struct" "root.mnt";
+    mm_arg_start = "mm_struct" "arg_start";
+    mm_arg_end = "mm_struct" "arg_end";
+    css_set_dfl_cgrp = "css_set" "dfl_cgrp";
+    cgroup_kn = "cgroup" "kn";
+    kernfs_node_name = "kernfs_node" "name";
+    kernfs_node_parent = "kernfs_node" "__parent" | "parent";
+    kernfs_node_id = "kernfs_node" "id";
+    binprm_file = "linux_binprm" "file";
+    binprm_filename = "linux_binprm" "filename";
+    binprm_interp = "linux_binprm" "interp";
+    file_path_mnt = "file" "f_path.mnt";
+    file_path_dentry = "file" "f_path.dentry";
+    file_inode = "file" "f_inode";
+    dentry_parent = "dentry" "d_parent";
+    dentry_name = "dentry" "d_name.name";
+    dentry_inode = "dentry" "d_inode";
+    dentry_hash_pprev = "dentry" "d_hash.pprev";
+    vfsmount_root = "vfsmount" "mnt_root";
+    vfsmount_sb = "vfsmount" "mnt_sb";
+    mount_vfsmount = "mount" "mnt";
+    mount_parent = "mount" "mnt_parent";
+    mount_mountpoint = "mount" "mnt_mountpoint";
+    mount_ns = "mount" "mnt_ns";
+    inode_ino = "inode" "i_ino";
+    inode_mode = "inode" "i_mode";
+    inode_size_bytes = "inode" "i_size";
+    inode_sb = "inode" "i_sb";
+    inode_nlink = "inode" "i_nlink" | "__i_nlink";
+    inode_generation = "inode" "i_generation";
+    inode_mtime_s = "inode" "i_mtime_sec" | "__i_mtime.tv_sec" | "i_mtime.tv_sec";
+    inode_mtime_ns = "inode" "i_mtime_nsec" | "__i_mtime.tv_nsec" | "i_mtime.tv_nsec";
+    inode_ctime_s = "inode" "i_ctime_sec" | "__i_ctime.tv_sec" | "i_ctime.tv_sec";
+    inode_ctime_ns = "inode" "i_ctime_nsec" | "__i_ctime.tv_nsec" | "i_ctime.tv_nsec";
+    super_block_dev = "super_block" "s_dev";
+    super_block_magic = "super_block" "s_magic";
+}

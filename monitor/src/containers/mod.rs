@@ -1,0 +1,114 @@
+//! Which container a task belongs to, and which image the container was created from.
+
+use std::{path::PathBuf, sync::Arc};
+
+use crate::digest::Digest;
+
+/// A container as the agent knows it. Replaced as a whole when something of it changes, so that
+/// what was judged keeps what was known then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// containerd's namespace (`default`, `k8s.io`, `moby`).
+    pub runtime_namespace: String,
+    /// The container's id, unique within `runtime_namespace`.
+    pub id: String,
+    /// The name people gave it: CRI's container name, nerdctl's name, else empty.
+    pub name: String,
+    /// What it is for.
+    pub kind: ContainerKind,
+    /// The pod it is in, where CRI says so.
+    pub pod: Option<Pod>,
+    /// The image reference it was created with; may have been moved since.
+    pub image_reference: Option<String>,
+    /// Name of the snapshotter, and of the container's snapshot in it; empty for `--rootfs`.
+    pub snapshotter: String,
+    /// See `snapshotter`.
+    pub snapshot_key: String,
+    /// Which image it was created from, and how that is known.
+    pub identity: Identity,
+    /// What is known once its task exists.
+    pub task: Option<Task>,
+}
+
+/// What a container is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerKind {
+    /// Runs a workload.
+    Container,
+    /// Holds a pod's namespaces (the pause container).
+    Sandbox,
+}
+
+/// The pod of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Pod uid.
+    pub uid: String,
+}
+
+/// A container's task: its init process and what was read of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Process id of init in the host's pid namespace.
+    pub pid: u32,
+    /// Inode number of its mount namespace; `None` if it was gone before it could be read.
+    pub mount_namespace: Option<u32>,
+    /// Kernel device number (`major << 20 | minor`) of its root filesystem, likewise.
+    pub root_device: Option<u32>,
+    /// Where the runtime mounted its root filesystem on the host.
+    pub rootfs: Option<PathBuf>,
+}
+
+/// An image as a container can have been created from it. Two that differ only in their config
+/// (entrypoint, user) share a chain ID.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageId {
+    /// Digest of the manifest of this platform.
+    pub manifest: Digest,
+    /// Digest of the image config.
+    pub config: Digest,
+    /// Chain ID of its layers: what a snapshot's name proves.
+    pub chain_id: Digest,
+    /// Digest of the index by which the manifest was found; always a claim.
+    pub index: Option<Digest>,
+}
+
+/// Which image a container was created from, and how that is known (design, promise 1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// The container's snapshot descends from the image's chain ID, and no other image known here
+    /// accounts for config and spec as well.
+    Proven(Arc<ImageId>),
+    /// The snapshot descends from a chain ID that several images share.
+    Ambiguous(Vec<Arc<ImageId>>),
+    /// Only a name says so.
+    Claimed(Arc<ImageId>),
+    /// Nothing accounts for it.
+    None,
+}
+
+impl Identity {
+    /// The grade's name in alerts and in the API.
+    pub fn grade(&self) -> &'static str {
+        match self {
+            Self::Proven(_) => "proven",
+            Self::Ambiguous(_) => "ambiguous",
+            Self::Claimed(_) => "claimed",
+            Self::None => "none",
+        }
+    }
+
+    /// The image to compare contents with. Candidates of an ambiguous identity share their layers,
+    /// so that any of them serves.
+    pub fn contents_of(&self) -> Option<&Arc<ImageId>> {
+        match self {
+            Self::Proven(image) | Self::Claimed(image) => Some(image),
+            Self::Ambiguous(candidates) => candidates.first(),
+            Self::None => None,
+        }
+    }
+}

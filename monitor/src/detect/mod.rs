@@ -1,0 +1,159 @@
+//! Facts to findings: every rule, and no I/O.
+
+use std::sync::Arc;
+
+use crate::{
+    containers::Container,
+    digest::{Digest, Sha256},
+    sensor::event::Process,
+};
+
+/// Kinds of alert, named as in the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// An executed file has no path in the image.
+    ExecAdded,
+    /// An executed file has a path in the image but other bytes or another type.
+    ExecModified,
+    /// Executed from memory or deleted.
+    ExecMemory,
+    /// Executed from another mount than the root filesystem.
+    ExecVolume,
+    /// No image accounts for the container.
+    ImageUnknown,
+    /// Bytes could not be compared.
+    ContentUnverifiable,
+}
+
+impl Kind {
+    /// The contract's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ExecAdded => "exec_added",
+            Self::ExecModified => "exec_modified",
+            Self::ExecMemory => "exec_memory",
+            Self::ExecVolume => "exec_volume",
+            Self::ImageUnknown => "image_unknown",
+            Self::ContentUnverifiable => "content_unverifiable",
+        }
+    }
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// Probably harmless.
+    Low,
+    /// Look at it.
+    Medium,
+    /// Look at it now.
+    High,
+    /// Act now.
+    Critical,
+}
+
+/// The verdict on a file (design, promise 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileVerdict {
+    /// Same path, same bytes.
+    Image,
+    /// Same bytes, copied up by chmod or chown.
+    MetadataChanged,
+    /// A path of the image, other bytes or another type.
+    Modified,
+    /// No such path in the image.
+    Added,
+    /// From another superblock than the container's root.
+    Volume,
+    /// memfd, deleted, no path.
+    Memory,
+    /// Could not be compared.
+    Unverifiable,
+}
+
+/// Whether the bytes were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HashState {
+    /// Hashed.
+    Done,
+    /// Still being hashed: a later revision tells.
+    Pending,
+    /// Gone before they could be read.
+    Gone,
+}
+
+/// What an alert says of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileFinding {
+    /// The path the process sees.
+    pub path: Vec<u8>,
+    /// The path was cut.
+    pub path_truncated: bool,
+    /// The verdict.
+    pub verdict: FileVerdict,
+    /// Diff ID of the layer that holds the expected file.
+    pub layer: Option<Digest>,
+    /// What the image holds at this path.
+    pub expected: Option<Sha256>,
+    /// What was seen.
+    pub seen: Option<Sha256>,
+    /// Whether the bytes were read.
+    pub hash_state: HashState,
+    /// Another path of the image that holds the same bytes.
+    pub same_bytes_as: Option<Vec<u8>>,
+}
+
+/// What an alert says of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessFinding {
+    /// The process when the hook ran.
+    pub process: Process,
+    /// How it came to be: `init`, `exec` or `unknown`.
+    pub origin: Origin,
+    /// The executed file, as the process sees it.
+    pub executable: Vec<u8>,
+    /// Redacted arguments.
+    pub arguments: Vec<Vec<u8>>,
+    /// Arguments were cut.
+    pub arguments_truncated: bool,
+    /// Executables of the ancestors, nearest first.
+    pub ancestors: Vec<Vec<u8>>,
+}
+
+/// How a process came into its container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Descends from the container's init.
+    Init,
+    /// Put in from outside (`ctr task exec`, `kubectl exec`).
+    Exec,
+    /// Not known.
+    Unknown,
+}
+
+/// Something that the image does not account for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is.
+    pub kind: Kind,
+    /// How bad.
+    pub severity: Severity,
+    /// When it happened, in nanoseconds since boot.
+    pub time_boot_ns: u64,
+    /// In which container, as it was known then.
+    pub container: Arc<Container>,
+    /// `verified` if the expected contents were read from checked blobs; `None` without contents.
+    pub evidence: Option<&'static str>,
+    /// One sentence for people.
+    pub message: String,
+    /// The process, for findings about one.
+    pub process: Option<ProcessFinding>,
+    /// The file, for findings about one.
+    pub file: Option<FileFinding>,
+    /// What more there is to say (why unverifiable, what contradicts).
+    pub details: Option<String>,
+    /// Which hook saw it (`tracepoint`).
+    pub hook: Option<&'static str>,
+}

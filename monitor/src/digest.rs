@@ -1,0 +1,81 @@
+//! SHA-256 values: of a file's bytes, and as the digest that names an OCI object.
+
+use std::{fmt, str::FromStr};
+
+/// The SHA-256 of some bytes; shown as lowercase hex without a prefix.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sha256(pub [u8; 32]);
+
+impl fmt::Display for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0; 64];
+        // 32 bytes are 64 digits, so neither step can fail.
+        hex::encode_to_slice(self.0, &mut text).map_err(|_| fmt::Error)?;
+        f.write_str(str::from_utf8(&text).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl fmt::Debug for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The digest of an OCI object (index, manifest, config, layer) or a chain ID; shown as
+/// `sha256:…`. That its bytes were checked is said by the type that holds it, not by this one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub Sha256);
+
+/// A text is not a digest this program can check.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("digest {0:?} is not sha256: followed by 64 lowercase hex digits")]
+pub struct DigestError(String);
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || DigestError(text.chars().take(100).collect());
+        let digits = text.strip_prefix("sha256:").ok_or_else(refused)?;
+        // `hex` takes capitals as well; a digest has one spelling.
+        if digits.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(refused());
+        }
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(digits, &mut bytes).map_err(|_| refused())?;
+        Ok(Self(Sha256(bytes)))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.0)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_has_one_spelling() {
+        let hex = "ab".repeat(32);
+        let check = |text: &str, expect: bool| {
+            assert_eq!(text.parse::<Digest>().is_ok(), expect, "{text}");
+        };
+        check(&format!("sha256:{hex}"), true);
+        check(&hex, false);
+        check(&format!("sha512:{hex}"), false);
+        check(&format!("sha256:{}", hex.to_uppercase()), false);
+        check(&format!("sha256:{hex}00"), false);
+        check("sha256:", false);
+        let digest: Digest = format!("sha256:{hex}").parse().unwrap_or(Digest(Sha256([0; 32])));
+        assert_eq!(digest.to_string(), format!("sha256:{hex}"));
+    }
+}

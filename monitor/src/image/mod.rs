@@ -1,0 +1,1 @@
+//! What an image holds, path by path, read from layer blobs whose digests were checked.

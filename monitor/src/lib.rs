@@ -1,0 +1,11 @@
+//! `monitord`: checks on every node that what containers do follows from the image they came from.
+//!
+//! One module per room, data flows one way; see `ARCHITECTURE.md` for the map.
+
+pub mod alerts;
+pub mod containerd;
+pub mod containers;
+pub mod detect;
+pub mod digest;
+pub mod image;
+pub mod sensor;
