@@ -1,1 +1,65 @@
-fn main() {}
+//! `cargo xtask`: everything that is done to this repository more than once.
+
+mod apt;
+mod build;
+mod demo;
+mod lint;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+/// Sets up, builds, shows and tests monitord
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Task>,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find what the build and the tests need and is missing, and install it
+    Setup,
+    /// Build monitord and monitorctl, with the eBPF object inside, into target/release
+    Build {
+        /// Without optimisation, into target/debug
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Build, then run the main job once on real containers and print its alerts
+    Demo,
+    /// Build, then run every test that this machine can run, and say what was skipped and why
+    Test {
+        /// Only tests whose names contain one of these
+        filters: Vec<String>,
+    },
+    /// Check format, warnings and layering
+    Lint,
+    /// Format all packages
+    Fmt,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Some(Task::Setup) => setup::run().map(|_| ()),
+        Some(Task::Build { debug }) => build::run(build::Profile::from_debug(debug)).map(|_| ()),
+        Some(Task::Demo) => demo::run(),
+        Some(Task::Test { filters }) => test::run(&filters),
+        Some(Task::Lint) => lint::check(),
+        Some(Task::Fmt) => lint::format(),
+        None => Arguments::command().print_help().map_err(Into::into),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

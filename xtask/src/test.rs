@@ -1,0 +1,179 @@
+//! Every test that this machine can run, and which it could not and why.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, BufRead as _, BufReader},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    build::{self, Profile},
+    run, workspace,
+};
+
+/// Names the file to which a test that cannot run on this machine appends `TEST: REASON`.
+const SKIPS: &str = "MONITOR_SKIPS";
+
+/// Builds the programs and runs the tests whose names contain one of the filters, all if there are
+/// none.
+///
+/// The tests are built as the programs are, in release: the hundred dependencies are then compiled
+/// once. A debug build beside it costs 198 s of processor time from nothing, the release tests on
+/// top of the release programs 109 s (2 cores, measured), and hashing images unoptimised costs more
+/// again.
+///
+/// # Errors
+///
+/// The build or a test fails, or `CI=true` and a test was skipped.
+pub(crate) fn run(filters: &[String]) -> Result<()> {
+    let programs = build::run(Profile::Release)?;
+    let skips = workspace::target().join("skipped-tests");
+    if skips.exists() {
+        fs::remove_file(&skips).with_context(|| format!("removing {}", skips.display()))?;
+    }
+    let mut command = run::cargo();
+    command
+        // One failure must not hide the next.
+        .args(["test", "--workspace", "--release", "--no-fail-fast"])
+        .args(build::locked())
+        .arg("--")
+        .args(filters)
+        .env(SKIPS, &skips)
+        .current_dir(workspace::root());
+    programs.tell(&mut command);
+    let (outcome, counts) = pass_through(&mut command, &mut io::stdout())?;
+    let skipped = fs::read_to_string(&skips).unwrap_or_default();
+    let skipped: BTreeSet<&str> = skipped.lines().filter(|line| !line.is_empty()).collect();
+    eprint!("{}", summary(&counts, &skipped));
+    if !outcome {
+        bail!("tests failed");
+    }
+    if build::in_ci() && !skipped.is_empty() {
+        bail!("CI=true and tests were skipped: this machine must be able to run all of them");
+    }
+    if counts.passed == 0 {
+        bail!("no test matches {}", filters.join(" "));
+    }
+    Ok(())
+}
+
+/// What the tests' closing lines say, added up.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Counts {
+    /// `test result: ok. 12 passed; 0 failed; 0 ignored; ...`
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        let parts = result.split(['.', ';']).map(str::trim);
+        for (count, kind) in parts.filter_map(|part| part.split_once(' ')) {
+            let Ok(count) = count.parse::<u64>() else {
+                continue;
+            };
+            match kind {
+                "passed" => self.passed += count,
+                "failed" => self.failed += count,
+                "ignored" => self.ignored += count,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs the tests, hands on each line of theirs as it is, and counts.
+fn pass_through(command: &mut Command, to: &mut impl io::Write) -> Result<(bool, Counts)> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting cargo test")?;
+    let output = child.stdout.take().context("cargo test has no output")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let mut line = line.context("reading what cargo test prints")?;
+        counts.add(&String::from_utf8_lossy(&line));
+        line.push(b'\n');
+        to.write_all(&line)
+            .context("handing on what cargo test prints")?;
+    }
+    let status = child.wait().context("waiting for cargo test")?;
+    Ok((status.success(), counts))
+}
+
+/// A test that skips itself ends well, so cargo counts it as passed; here it is not.
+fn summary(counts: &Counts, skipped: &BTreeSet<&str>) -> String {
+    let many = u64::try_from(skipped.len()).unwrap_or(u64::MAX);
+    let mut text = format!(
+        "xtask: {} tests passed, {} failed, {many} skipped on this machine, {} ignored\n",
+        counts.passed.saturating_sub(many),
+        counts.failed,
+        counts.ignored,
+    );
+    for line in skipped {
+        text += &format!("  skipped {line}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_are_added_up() {
+        let mut counts = Counts::default();
+        for line in [
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.01s",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s",
+            "test exec::a_test_result ... ok",
+            "a line that says test result: ok. 5 passed",
+        ] {
+            counts.add(line);
+        }
+        let expect = Counts {
+            passed: 14,
+            failed: 1,
+            ignored: 1,
+        };
+        assert_eq!(counts, expect);
+    }
+
+    #[test]
+    fn a_skipped_test_is_not_counted_as_passed() {
+        let counts = Counts {
+            passed: 14,
+            failed: 0,
+            ignored: 0,
+        };
+        let skipped = BTreeSet::from(["a: not run as root", "b: no BTF"]);
+        assert_eq!(
+            summary(&counts, &skipped),
+            "xtask: 12 tests passed, 0 failed, 2 skipped on this machine, 0 ignored\n  \
+             skipped a: not run as root\n  skipped b: no BTF\n"
+        );
+    }
+
+    #[test]
+    fn output_is_handed_on_and_the_outcome_is_cargos() -> Result<()> {
+        let check = |script: &str, expect: bool| -> Result<()> {
+            let mut shown = Vec::new();
+            let mut command = Command::new("sh");
+            let (outcome, counts) = pass_through(command.args(["-c", script]), &mut shown)?;
+            assert_eq!((outcome, counts.passed), (expect, 3));
+            assert_eq!(shown, b"test result: ok. 3 passed; 0 failed\n");
+            Ok(())
+        };
+        let line = "echo 'test result: ok. 3 passed; 0 failed'";
+        check(line, true)?;
+        check(&format!("{line}; exit 101"), false)?;
+        Ok(())
+    }
+}
