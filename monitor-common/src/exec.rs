@@ -17,7 +17,9 @@ pub const ARGUMENTS_BYTES_MAX: u32 = 4096;
 
 /// What is known of a file in the kernel when it is used.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 pub struct FileFacts {
     /// `i_ino` of the inode that was opened (on overlayfs the overlay's own).
     pub inode: u64,
@@ -77,6 +79,8 @@ pub struct ExecRecord {
     pub pid: u32,
     /// Process id of the parent, likewise.
     pub parent_pid: u32,
+    /// Inode number of the parent's mount namespace; 0 if the parent is exiting.
+    pub parent_mount_namespace: u32,
     /// User id in the initial user namespace.
     pub uid: u32,
     /// Inode number of the task's mount namespace.
@@ -95,6 +99,8 @@ pub struct ExecRecord {
     pub arguments_length: u16,
     /// `EXEC_*` flags.
     pub flags: u16,
+    /// Zero; keeps the layout without padding.
+    pub reserved: u32,
 }
 
 /// The arguments are longer than what is sent.
@@ -107,4 +113,4 @@ pub const EXEC_CGROUP_TRUNCATED: u16 = 4;
 pub const EXEC_SCRIPT_TRUNCATED: u16 = 8;
 
 const _: () = assert!(size_of::<FileFacts>() == 80);
-const _: () = assert!(size_of::<ExecRecord>() == 16 + 16 + 80 + 24 + 8 + 8);
+const _: () = assert!(size_of::<ExecRecord>() == 16 + 16 + 80 + 28 + 8 + 8 + 4);

@@ -46,21 +46,22 @@ pub struct RecordHeader {
 
 const _: () = assert!(size_of::<RecordHeader>() == 16);
 
-/// What the agent has told the kernel side of a cgroup; absent means unknown.
+/// What the agent has told the kernel side of a cgroup; absent means unknown or a container's,
+/// whose events are sent.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupState {
     /// Belongs to no container: events are not sent unless the mount namespace is another than
     /// the host's.
     Host = 1,
-    /// Belongs to a container.
-    Container = 2,
 }
 
 /// Per hook and CPU, what became of each run of the hook:
 /// `seen = unwatched + submitted + ring_full + unreadable`; `truncated` is a part of `submitted`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 pub struct HookCounters {
     /// Runs of the hook.
     pub seen: u64,

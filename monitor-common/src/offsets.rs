@@ -6,15 +6,18 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 macro_rules! kernel_offsets {
-    ($($(#[$doc:meta])* $field:ident = $type:literal $($member:literal)|+;)*) => {
+    ($($field:ident = $type:literal $($member:literal)|+;)*) => {
         /// Byte offsets into structs of the running kernel.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
         pub struct KernelOffsets {
-            $($(#[$doc])* pub $field: u32,)*
-            /// Size of `struct inode`: `struct ovl_inode` is reached from the inode by it, see
-            /// `upper_dentry`.
-            pub inode_size: u32,
+            $(
+                #[doc = concat!("Offset in `struct ", $type, "`, newest kernel first: ", $("`", $member, "` "),+)]
+                pub $field: u32,
+            )*
+            /// From overlayfs's inode to the pointer to its upper dentry: `__upperdentry` minus
+            /// `vfs_inode` of `struct ovl_inode`.
+            pub ovl_upper_dentry: u32,
             /// Inode number of the host's mount namespace.
             pub host_mount_namespace: u32,
         }
@@ -27,7 +30,7 @@ macro_rules! kernel_offsets {
             ];
 
             /// Zeros, to be filled in.
-            pub const ZERO: Self = Self { $($field: 0,)* inode_size: 0, host_mount_namespace: 0 };
+            pub const ZERO: Self = Self { $($field: 0,)* ovl_upper_dentry: 0, host_mount_namespace: 0 };
 
             /// Sets the offset that [`Self::MEMBERS`] lists at `index`; false if there is none.
             pub fn set(&mut self, index: usize, offset: u32) -> bool {
@@ -74,7 +77,6 @@ kernel_offsets! {
     cgroup_kn = "cgroup" "kn";
     kernfs_node_name = "kernfs_node" "name";
     kernfs_node_parent = "kernfs_node" "__parent" | "parent";
-    kernfs_node_id = "kernfs_node" "id";
     binprm_file = "linux_binprm" "file";
     binprm_filename = "linux_binprm" "filename";
     binprm_interp = "linux_binprm" "interp";

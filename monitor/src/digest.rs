@@ -75,7 +75,9 @@ mod tests {
         check(&format!("sha256:{}", hex.to_uppercase()), false);
         check(&format!("sha256:{hex}00"), false);
         check("sha256:", false);
-        let digest: Digest = format!("sha256:{hex}").parse().unwrap_or(Digest(Sha256([0; 32])));
+        let digest: Digest = format!("sha256:{hex}")
+            .parse()
+            .unwrap_or(Digest(Sha256([0; 32])));
         assert_eq!(digest.to_string(), format!("sha256:{hex}"));
     }
 }

@@ -2,9 +2,14 @@
 //!
 //! One module per room, data flows one way; see `ARCHITECTURE.md` for the map.
 
+pub mod agent;
 pub mod alerts;
+pub mod api;
+pub mod clock;
+pub mod config;
 pub mod containerd;
 pub mod containers;
+pub mod ctl;
 pub mod detect;
 pub mod digest;
 pub mod image;

@@ -1,1 +1,106 @@
-fn main(){}
+//! `monitord`, the daemon on each node.
+
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use monitor::{agent, config::Config};
+use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+
+/// Checks that what containers do follows from the image they came from.
+#[derive(Parser)]
+#[command(version, about, arg_required_else_help = true)]
+struct Command {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Watch the containers of this node until SIGTERM.
+    Run(Run),
+    /// Read a configuration file and say whether it would be taken.
+    CheckConfig {
+        /// The file, TOML.
+        file: PathBuf,
+    },
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Options override the file. Without either, monitord watches every namespace of the containerd at \
+/run/containerd/containerd.sock, listens on unix:///run/monitord/monitord.sock and keeps its state in /var/lib/monitord.\n\n\
+Log level: RUST_LOG=debug"
+)]
+struct Run {
+    /// Configuration file, TOML.
+    #[arg(long, env = "MONITORD_CONFIG")]
+    config: Option<PathBuf>,
+    /// Path of containerd's socket.
+    #[arg(long, value_name = "ADDRESS")]
+    containerd: Option<PathBuf>,
+    /// Address to serve the API on, unix:///PATH; may be given more than once.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<String>,
+    /// Directory of the daemon's state.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Name of this node in alerts; the host's name if left out.
+    #[arg(long)]
+    node: Option<String>,
+}
+
+impl Run {
+    fn config(self) -> anyhow::Result<Config> {
+        let mut config = self
+            .config
+            .as_deref()
+            .map_or_else(|| Ok(Config::default()), Config::read)?;
+        if let Some(containerd) = self.containerd {
+            config.containerd = containerd;
+        }
+        if !self.listen.is_empty() {
+            config.listen = self.listen;
+        }
+        if let Some(state) = self.state {
+            config.state = state;
+        }
+        config.node = self.node.or(config.node);
+        config.check()?;
+        Ok(config)
+    }
+}
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    let done = match command.action {
+        Action::Run(run) => {
+            log_to_stderr();
+            run.config().and_then(agent::run)
+        }
+        Action::CheckConfig { file } => Config::read(&file)
+            .map_err(Into::into)
+            .map(|config| println!("{config:#?}")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("monitord: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Text on a terminal, JSON otherwise.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    if std::io::stderr().is_terminal() {
+        registry
+            .with(fmt::layer().with_writer(std::io::stderr))
+            .init();
+    } else {
+        registry
+            .with(fmt::layer().json().with_writer(std::io::stderr))
+            .init();
+    }
+}

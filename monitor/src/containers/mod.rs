@@ -1,5 +1,15 @@
 //! Which container a task belongs to, and which image the container was created from.
 
+pub mod catalog;
+pub mod cgroup;
+pub mod facts;
+pub mod identity;
+pub mod inventory;
+pub mod processes;
+pub mod procfs;
+mod resolve;
+pub mod watch;
+
 use std::{path::PathBuf, sync::Arc};
 
 use crate::digest::Digest;
@@ -18,6 +28,8 @@ pub struct Container {
     pub kind: ContainerKind,
     /// The pod it is in, where CRI says so.
     pub pod: Option<Pod>,
+    /// Name of its runtime (`io.containerd.runc.v2`).
+    pub runtime: String,
     /// The image reference it was created with; may have been moved since.
     pub image_reference: Option<String>,
     /// Name of the snapshotter, and of the container's snapshot in it; empty for `--rootfs`.
@@ -26,8 +38,22 @@ pub struct Container {
     pub snapshot_key: String,
     /// Which image it was created from, and how that is known.
     pub identity: Identity,
+    /// Why the image that its reference stands for could not be read, where that left the identity
+    /// open.
+    pub image_problem: Option<String>,
     /// What is known once its task exists.
     pub task: Option<Task>,
+}
+
+impl Container {
+    /// Whether this kernel sees what the container executes. Runtimes that run it in a virtual
+    /// machine (Kata) or under a kernel of their own (gVisor) hide that.
+    pub fn is_visible(&self) -> bool {
+        let runtime = self.runtime.to_ascii_lowercase();
+        !["kata", "runsc", "gvisor", "firecracker"]
+            .iter()
+            .any(|name| runtime.contains(name))
+    }
 }
 
 /// What a container is for.
@@ -83,12 +109,15 @@ pub enum Identity {
     /// The container's snapshot descends from the image's chain ID, and no other image known here
     /// accounts for config and spec as well.
     Proven(Arc<ImageId>),
-    /// The snapshot descends from a chain ID that several images share.
+    /// The snapshot descends from a chain ID that several images share. First those whose config
+    /// accounts for the container's process as it stands.
     Ambiguous(Vec<Arc<ImageId>>),
     /// Only a name says so.
     Claimed(Arc<ImageId>),
     /// Nothing accounts for it.
     None,
+    /// Not yet found out. Never for long: each container is graded once containerd has answered.
+    Pending,
 }
 
 impl Identity {
@@ -99,6 +128,7 @@ impl Identity {
             Self::Ambiguous(_) => "ambiguous",
             Self::Claimed(_) => "claimed",
             Self::None => "none",
+            Self::Pending => "pending",
         }
     }
 
@@ -108,7 +138,7 @@ impl Identity {
         match self {
             Self::Proven(image) | Self::Claimed(image) => Some(image),
             Self::Ambiguous(candidates) => candidates.first(),
-            Self::None => None,
+            Self::None | Self::Pending => None,
         }
     }
 }

@@ -1,5 +1,8 @@
 //! Facts to findings: every rule, and no I/O.
 
+pub mod container;
+pub mod exec;
+
 use std::sync::Arc;
 
 use crate::{

@@ -44,6 +44,8 @@ pub struct Process {
     pub start_boot_ns: u64,
     /// Process id of its parent.
     pub parent_pid: u32,
+    /// Inode number of its parent's mount namespace; 0 if the parent was exiting.
+    pub parent_mount_namespace: u32,
     /// User id in the initial user namespace.
     pub uid: u32,
     /// Inode number of its mount namespace.

@@ -1,0 +1,313 @@
+//! The contract's JSON, rendered from the protobuf types.
+//!
+//! Keys stand in the contract's order. What does not apply is null. Cursors are strings, since
+//! they outgrow what JavaScript counts exactly. Times are RFC 3339 in UTC with nanoseconds. Bytes
+//! are text as [`crate::bytes::escape`] makes it.
+
+use std::{collections::HashMap, fmt::Write as _};
+
+use jiff::Timestamp;
+use prost_types::value::Kind;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    bytes::{escape, is_unsafe},
+    v1,
+};
+
+/// `value` on one line, in ASCII where a terminal might act on what is not: such characters only
+/// occur inside strings, where JSON has an escape for them.
+pub fn line(value: &Value) -> String {
+    let plain = value.to_string();
+    if !plain.chars().any(is_unsafe) {
+        return plain;
+    }
+    let mut line = String::with_capacity(plain.len() + 16);
+    for char in plain.chars() {
+        if is_unsafe(char) {
+            for unit in char.encode_utf16(&mut [0; 2]) {
+                // Writing to a String cannot fail.
+                let _ = write!(line, "\\u{unit:04x}");
+            }
+        } else {
+            line.push(char);
+        }
+    }
+    line
+}
+
+/// An alert.
+pub fn alert(alert: &v1::Alert) -> Value {
+    json!({
+        "schema": alert.schema,
+        "journal": text(&alert.journal),
+        "cursor": alert.cursor.to_string(),
+        "id": alert.id,
+        "revision": alert.revision,
+        "fingerprint": alert.fingerprint,
+        "time": time(alert.time.as_ref()),
+        "observed_time": time(alert.observed_time.as_ref()),
+        "first_seen": time(alert.first_seen.as_ref()),
+        "last_seen": time(alert.last_seen.as_ref()),
+        "count": alert.count,
+        "cluster": text(&alert.cluster),
+        "environment": text(&alert.environment),
+        "node": text(&alert.node),
+        "kind": alert.kind,
+        "severity": alert.severity().name(),
+        "rule": alert.rule.as_ref().map(|rule| json!({
+            "id": rule.id,
+            "version": rule.version,
+        })),
+        "attack": alert.attack,
+        "message": alert.message,
+        "runbook": text(&alert.runbook),
+        "container": alert.container.as_ref().map(identity),
+        "image": alert.image.as_ref().map(provenance),
+        "process": alert.process.as_ref().map(process),
+        "file": alert.file.as_ref().map(file),
+        "connection": alert.connection.as_ref().map(|connection| json!({
+            "protocol": connection.protocol,
+            "family": connection.family,
+            "address": escape(&connection.address),
+            "port": connection.port,
+        })),
+        "details": alert.details.as_ref().map(structure),
+        "hook": text(&alert.hook),
+    })
+}
+
+/// A container: the keys of the alert's `container`, then the rest.
+pub fn container(container: &v1::Container) -> Value {
+    let mut value = Map::new();
+    if let Some(Value::Object(identity)) = container.container.as_ref().map(identity) {
+        value.extend(identity);
+    }
+    let rest = json!({
+        "image": container.image.as_ref().map(provenance),
+        "pid": container.pid,
+        "started_at": time(container.started_at.as_ref()),
+        "coverage": text(&container.coverage),
+        "coverage_since": time(container.coverage_since.as_ref()),
+        "findings": container.findings,
+    });
+    if let Value::Object(rest) = rest {
+        value.extend(rest);
+    }
+    Value::Object(value)
+}
+
+/// An image of a node.
+pub fn image(image: &v1::Image) -> Value {
+    json!({
+        "references": image.references,
+        "runtime_namespaces": image.runtime_namespaces,
+        "manifest_digest": text(&image.manifest_digest),
+        "index_digest": text(&image.index_digest),
+        "config_digest": text(&image.config_digest),
+        "chain_id": text(&image.chain_id),
+        "layers": image.layers,
+        "state": image.state,
+        "error": text(&image.error),
+        "evidence": text(&image.evidence),
+        "entries": image.entries,
+        "containers": image.containers,
+    })
+}
+
+/// A path of an image. The mode is octal text.
+pub fn entry(entry: &v1::ImageEntry) -> Value {
+    let is_file = entry.r#type == "file";
+    json!({
+        "path": escape(&entry.path),
+        "type": entry.r#type,
+        "mode": format!("{:04o}", entry.mode),
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "size": is_file.then_some(entry.size),
+        "sha256": text(&entry.sha256),
+        "layer": text(&entry.layer),
+        "link_target": bytes(&entry.link_target),
+    })
+}
+
+/// A node's account of itself.
+pub fn status(status: &v1::Status) -> Value {
+    json!({
+        "node": text(&status.node),
+        "version": status.version,
+        "started_at": time(status.started_at.as_ref()),
+        "kernel": text(&status.kernel),
+        "ready": status.ready,
+        "hooks": status.hooks.iter().map(hook).collect::<Vec<_>>(),
+        "events": status.events.as_ref().map(|events| json!({
+            "received": events.received,
+            "judged": events.judged,
+            "waiting": events.waiting,
+            "expired_unknown": events.expired_unknown,
+            "before_coverage": events.before_coverage,
+        })),
+        "held": status.held.as_ref().map(|held| json!({
+            "files": held.files,
+            "queue_overflows": held.queue_overflows,
+        })),
+        "containerd": status.containerd.as_ref().map(|containerd| json!({
+            "address": containerd.address,
+            "connected": containerd.connected,
+            "since": time(containerd.since.as_ref()),
+            "error": text(&containerd.error),
+        })),
+        "containers": counts(&status.containers),
+        "images": counts(&status.images),
+        "alerts": status.alerts.as_ref().map(|alerts| json!({
+            "journal": alerts.journal,
+            "oldest_cursor": alerts.oldest_cursor.to_string(),
+            "newest_cursor": alerts.newest_cursor.to_string(),
+            "by_kind": counts(&alerts.by_kind),
+        })),
+        "api": status.api.as_ref().map(|api| json!({
+            "connections": api.connections,
+            "connections_refused": api.connections_refused,
+            "alert_streams": api.alert_streams,
+            "alert_streams_refused": api.alert_streams_refused,
+            "alerts_expired": api.alerts_expired,
+        })),
+        "memory_resident_bytes": status.memory_resident_bytes,
+    })
+}
+
+fn hook(hook: &v1::status::Hook) -> Value {
+    json!({
+        "event": hook.event,
+        "hook": text(&hook.hook),
+        "limits": text(&hook.limits),
+        "seen": hook.seen,
+        "unwatched": hook.unwatched,
+        "remembered": hook.remembered,
+        "submitted": hook.submitted,
+        "ring_full": hook.ring_full,
+        "map_full": hook.map_full,
+        "unreadable": hook.unreadable,
+        "truncated": hook.truncated,
+        "recursion_misses": hook.recursion_misses,
+    })
+}
+
+fn identity(container: &v1::alert::Container) -> Value {
+    json!({
+        "id": container.id,
+        "name": text(&container.name),
+        "runtime_namespace": container.runtime_namespace,
+        "kind": container.kind,
+        "pod": container.pod.as_ref().map(|pod| json!({
+            "namespace": pod.namespace,
+            "name": pod.name,
+            "uid": pod.uid,
+        })),
+        "workload": container.workload.as_ref().map(|workload| json!({
+            "kind": workload.kind,
+            "name": workload.name,
+        })),
+    })
+}
+
+fn provenance(image: &v1::alert::Image) -> Value {
+    let candidate = |candidate: &v1::alert::Candidate| {
+        json!({
+            "manifest_digest": text(&candidate.manifest_digest),
+            "index_digest": text(&candidate.index_digest),
+            "config_digest": text(&candidate.config_digest),
+        })
+    };
+    json!({
+        "reference": text(&image.reference),
+        "identity": image.identity,
+        "candidates": image.candidates.iter().map(candidate).collect::<Vec<_>>(),
+        "manifest_digest": text(&image.manifest_digest),
+        "index_digest": text(&image.index_digest),
+        "config_digest": text(&image.config_digest),
+        "chain_id": text(&image.chain_id),
+        "evidence": text(&image.evidence),
+    })
+}
+
+fn process(process: &v1::alert::Process) -> Value {
+    let list = |items: &[Vec<u8>]| items.iter().map(|item| escape(item)).collect::<Vec<_>>();
+    json!({
+        "pid": process.pid,
+        "start_time": time(process.start_time.as_ref()),
+        "exec_id": text(&process.exec_id),
+        "parent_pid": process.parent_pid,
+        "uid": process.uid,
+        "origin": process.origin,
+        "executable": bytes(&process.executable),
+        "arguments": list(&process.arguments),
+        "arguments_truncated": process.arguments_truncated,
+        "ancestors": list(&process.ancestors),
+    })
+}
+
+fn file(file: &v1::alert::File) -> Value {
+    json!({
+        "path": bytes(&file.path),
+        "path_truncated": file.path_truncated,
+        "verdict": file.verdict,
+        "layer": text(&file.layer),
+        "expected_sha256": text(&file.expected_sha256),
+        "seen_sha256": text(&file.seen_sha256),
+        "hash_state": file.hash_state,
+        "same_bytes_as": bytes(&file.same_bytes_as),
+    })
+}
+
+/// Sorted, so that two renderings of the same counts are the same text.
+fn counts(counts: &HashMap<String, u64>) -> Value {
+    let mut sorted: Vec<_> = counts.iter().collect();
+    sorted.sort_unstable();
+    sorted
+        .into_iter()
+        .map(|(name, count)| (name.clone(), json!(count)))
+        .collect()
+}
+
+fn text(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn bytes(bytes: &[u8]) -> Option<String> {
+    (!bytes.is_empty()).then(|| escape(bytes))
+}
+
+/// RFC 3339; null for a time that is not set or that no calendar has.
+fn time(time: Option<&prost_types::Timestamp>) -> Option<String> {
+    let time = time?;
+    let time = Timestamp::new(time.seconds, time.nanos).ok()?;
+    Some(format!("{time:.9}"))
+}
+
+fn structure(details: &prost_types::Struct) -> Value {
+    details
+        .fields
+        .iter()
+        .map(|(name, value)| (name.clone(), dynamic(value)))
+        .collect()
+}
+
+/// Recursion is bounded: prost refuses messages nested deeper than 100.
+fn dynamic(value: &prost_types::Value) -> Value {
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(value)) => json!(value),
+        // Whole numbers without a fraction; what is not finite has no JSON and becomes null.
+        Some(Kind::NumberValue(value)) => match value.to_string().parse::<i64>() {
+            Ok(whole) => json!(whole),
+            Err(_) => json!(value),
+        },
+        Some(Kind::StringValue(value)) => json!(value),
+        Some(Kind::ListValue(list)) => list.values.iter().map(dynamic).collect(),
+        Some(Kind::StructValue(fields)) => structure(fields),
+    }
+}
+
+#[cfg(test)]
+mod tests;

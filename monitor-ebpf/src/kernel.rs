@@ -1,0 +1,108 @@
+//! The only place that follows pointers into the kernel.
+//!
+//! `load_*` dereferences a pointer that the verifier trusts (a hook's argument, and what is
+//! reached from one by loads): one instruction, and a fault reads as zero. `probe_*` calls
+//! `bpf_probe_read_kernel` and works for any address.
+
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
+};
+use monitor_common::offsets::KernelOffsets;
+
+/// Set by the agent before loading; the map is frozen, so the verifier knows the values.
+#[unsafe(no_mangle)]
+pub static OFFSETS: KernelOffsets = KernelOffsets::ZERO;
+
+/// One offset.
+macro_rules! offset {
+    ($field:ident) => {{
+        // SAFETY: a static of this program; volatile, since its value here is not what it will be
+        // when the program runs.
+        unsafe { core::ptr::read_volatile(&raw const $crate::kernel::OFFSETS.$field) as usize }
+    }};
+}
+pub(crate) use offset;
+
+/// A pointer into the kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Pointer(pub *const u8);
+
+impl Pointer {
+    pub const NULL: Self = Self(core::ptr::null());
+
+    #[inline(always)]
+    pub fn is_null(self) -> bool {
+        self.0.is_null()
+    }
+
+    /// Null, or an error in the disguise of a pointer (`IS_ERR_OR_NULL`).
+    #[inline(always)]
+    pub fn is_error_or_null(self) -> bool {
+        self.is_null() || self.0 as u64 >= -4095i64 as u64
+    }
+
+    #[inline(always)]
+    pub fn back(self, offset: usize) -> Self {
+        Self(self.0.wrapping_sub(offset))
+    }
+
+    /// Loads a member through a trusted pointer.
+    #[inline(always)]
+    pub fn load<T: Copy>(self, offset: usize) -> T {
+        // SAFETY: the verifier accepts the load only if the address is a kernel object of a type
+        // that has this member.
+        unsafe { core::ptr::read_volatile(self.0.wrapping_add(offset).cast::<T>()) }
+    }
+
+    /// Loads a pointer member through a trusted pointer.
+    #[inline(always)]
+    pub fn follow(self, offset: usize) -> Self {
+        Self(self.load::<*const u8>(offset))
+    }
+
+    /// Reads a member at any address; `None` on a fault.
+    #[inline(always)]
+    pub fn probe<T: Copy + Default>(self, offset: usize) -> Option<T> {
+        let mut value = T::default();
+        // SAFETY: the destination is as long as the size says; the helper checks the source.
+        let status = unsafe {
+            bpf_probe_read_kernel(
+                (&raw mut value).cast(),
+                size_of::<T>() as u32,
+                self.0.wrapping_add(offset).cast(),
+            )
+        };
+        (status == 0).then_some(value)
+    }
+
+    /// Reads a pointer member at any address; `None` on a fault.
+    #[inline(always)]
+    pub fn probe_follow(self, offset: usize) -> Option<Self> {
+        self.probe::<u64>(offset)
+            .map(|address| Self(address as *const u8))
+    }
+
+    /// Copies the NUL-terminated string at this address; gives its length with the NUL, or an
+    /// error below zero.
+    ///
+    /// # Safety
+    ///
+    /// `destination` must be writable for `bytes_max` bytes.
+    #[inline(always)]
+    pub unsafe fn probe_string(self, destination: *mut u8, bytes_max: u32) -> i64 {
+        // SAFETY: by this function's contract; the helper checks the source.
+        unsafe { bpf_probe_read_kernel_str(destination.cast(), bytes_max, self.0.cast()) }
+    }
+}
+
+/// Copies from the memory of the current process; false on a fault.
+///
+/// # Safety
+///
+/// `destination` must be writable for `bytes` bytes.
+#[inline(always)]
+pub unsafe fn read_user(destination: *mut u8, bytes: u32, address: u64) -> bool {
+    // SAFETY: by this function's contract; the helper checks the source.
+    unsafe { bpf_probe_read_user(destination.cast(), bytes, address as *const _) == 0 }
+}

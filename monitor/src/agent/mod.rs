@@ -1,0 +1,184 @@
+//! The assembly of the daemon: starts each room, connects them, and stops them in order.
+
+mod bytes;
+mod node;
+mod owner;
+mod query;
+mod runtime;
+
+use std::{fs::File, path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    alerts::{
+        AlertLog,
+        build::{self, NodeFacts},
+    },
+    api,
+    config::Config,
+    containerd,
+    containers::{inventory::Inventory, watch as containerd_watch},
+    image::store::ImageStore,
+    sensor::Sensor,
+};
+
+/// Execs between the sensor's reader and the owner; at the bound the reader waits and the ring
+/// fills.
+const EVENTS_MAX: usize = 4096;
+/// Questions of API clients that wait for the owner; at the bound the clients wait.
+const QUERIES_MAX: usize = 64;
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// What kept it from starting, with what to do about it.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let node = node_name(&config)?;
+    tracing::info!(
+        ?config,
+        node,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+
+    let (events_in, events) = mpsc::channel(EVENTS_MAX);
+    let sensor = Sensor::start(events_in)?;
+    let client = containerd::Client::connect(&config.containerd).await?;
+    let _lock = lock(&config.state)?;
+    let images = Arc::new(ImageStore::open(
+        &config.state.join("layers"),
+        Arc::new(client.clone()),
+    )?);
+    let listeners = config
+        .listen
+        .iter()
+        .map(|address| Ok(api::Listener::bind(&address.parse()?)?))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+
+    let (changes_in, changes) = mpsc::channel(containerd_watch::CHANGES_MAX);
+    let (listings, listings_asked) = watch::channel(None);
+    let (references_in, references) = watch::channel(Arc::from([]));
+    let (queries_in, queries) = mpsc::channel(QUERIES_MAX);
+    let (ready_in, ready) = watch::channel(false);
+    let (stop_owner, owner_stops) = watch::channel(false);
+    let (stop_api, api_stops) = watch::channel(false);
+    let log = AlertLog::new();
+
+    let containerd_address = client.address().to_owned();
+    let watching = tokio::spawn(containerd_watch::run(
+        client,
+        changes_in,
+        listings_asked,
+        references_in,
+    ));
+    let host_mount_namespace = sensor.host_mount_namespace();
+    let bytes = Arc::new(bytes::BytesReader::default());
+    let owner = owner::Owner {
+        sensor: Some(sensor),
+        host_mount_namespace,
+        inventory: Inventory::new(host_mount_namespace),
+        runtime: tokio::task::spawn_blocking(runtime::find)
+            .await
+            .context("cannot look for the container runtime")?,
+        bytes: Arc::clone(&bytes),
+        images: Arc::clone(&images),
+        log: log.clone(),
+        node: NodeFacts {
+            cluster: config.cluster.unwrap_or_default(),
+            environment: config.environment.unwrap_or_default(),
+            node: node.clone(),
+            boot_time: build::boot_time().context("cannot read the clock")?,
+        },
+        listings,
+        ready: ready_in,
+        state: owner::State::default(),
+    };
+    let inputs = owner::Inputs {
+        events,
+        changes,
+        queries,
+    };
+    let owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
+    let answers = node::NodeView {
+        node,
+        queries: queries_in,
+        references,
+        images,
+        containerd_address,
+    };
+    let serving = tokio::spawn(api::serve(
+        listeners,
+        Arc::new(answers),
+        log,
+        ready.clone(),
+        api_stops,
+    ));
+    let announcing = tokio::spawn(announce(ready));
+
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+    }
+    announcing.abort();
+    // The owner first, so that what it still finds reaches the API's clients.
+    stop_owner.send_replace(true);
+    owning.await.context("the owner task failed")?;
+    watching.abort();
+    stop_api.send_replace(true);
+    serving.await.context("the API task failed")??;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn node_name(config: &Config) -> anyhow::Result<String> {
+    if let Some(node) = &config.node {
+        return Ok(node.clone());
+    }
+    let name = nix::unistd::gethostname()
+        .context("cannot read the host's name; set `node` in the configuration")?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// Two daemons on one state directory would overwrite each other's files.
+fn lock(state: &Path) -> anyhow::Result<Flock<File>> {
+    std::fs::create_dir_all(state)
+        .with_context(|| format!("cannot create the state directory {}", state.display()))?;
+    let path = state.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("the state directory {} is in use by another monitord; stop it, or give another directory with --state", state.display()))
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop as well.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Tells the log and systemd when every container is known.
+async fn announce(mut ready: watch::Receiver<bool>) {
+    if ready.wait_for(|ready| *ready).await.is_err() {
+        return;
+    }
+    tracing::info!("ready: hooks are attached and running containers are known");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot tell systemd that the daemon is ready");
+    }
+}

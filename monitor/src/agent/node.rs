@@ -1,0 +1,328 @@
+//! What the API answers, in its own types.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use monitor_api::v1;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::query::{Query, Snapshot};
+use crate::{
+    alerts::build,
+    api::{self, ContentsError, ImageContents, Node},
+    containers::{Container, Identity, ImageId, catalog::Reference},
+    digest::Digest,
+    image::{
+        contents::{Contents, Found},
+        layer::EntryKind,
+        store::ImageStore,
+    },
+    sensor::HOOK_SET,
+};
+
+/// Answers from the owner's snapshots, the references and the image store.
+pub(super) struct NodeView {
+    pub(super) node: String,
+    pub(super) queries: mpsc::Sender<Query>,
+    pub(super) references: watch::Receiver<Arc<[Reference]>>,
+    pub(super) images: Arc<ImageStore>,
+    pub(super) containerd_address: PathBuf,
+}
+
+impl NodeView {
+    async fn snapshot(&self) -> Option<Snapshot> {
+        let (answer_in, answer) = oneshot::channel();
+        // Both fail only while the daemon stops.
+        self.queries.send(Query(answer_in)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// The image that a reference, a manifest digest or a config digest stands for, with a
+    /// namespace that has it.
+    fn find(&self, image: &str) -> Result<(String, ImageId), ContentsError> {
+        let digest: Option<Digest> = image.parse().ok();
+        let mut found: BTreeMap<Digest, (String, ImageId)> = BTreeMap::new();
+        for reference in self.references.borrow().iter() {
+            let Some(known) = &reference.image else {
+                continue;
+            };
+            let id = &known.id;
+            let meant = reference.name == image
+                || digest.is_some_and(|digest| {
+                    digest == id.manifest || digest == id.config || digest == reference.target
+                });
+            if meant {
+                found
+                    .entry(id.manifest)
+                    .or_insert_with(|| (reference.namespace.clone(), id.clone()));
+            }
+        }
+        match found.len() {
+            0 => Err(ContentsError::NoImage(image.to_owned())),
+            1 => found
+                .into_values()
+                .next()
+                .ok_or_else(|| ContentsError::NoImage(image.to_owned())),
+            _ => Err(ContentsError::Ambiguous {
+                image: image.to_owned(),
+                digests: found
+                    .keys()
+                    .map(Digest::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }),
+        }
+    }
+}
+
+#[api::async_trait]
+impl Node for NodeView {
+    async fn containers(&self) -> Vec<v1::Container> {
+        let Some(snapshot) = self.snapshot().await else {
+            return Vec::new();
+        };
+        let mut containers: Vec<v1::Container> = snapshot
+            .containers
+            .iter()
+            .map(|(container, running, findings)| self.container(container, *running, *findings))
+            .collect();
+        containers.sort_by_cached_key(|container| {
+            container
+                .container
+                .as_ref()
+                .map(|container| (container.runtime_namespace.clone(), container.id.clone()))
+        });
+        containers
+    }
+
+    async fn images(&self) -> Vec<v1::Image> {
+        let used = self
+            .snapshot()
+            .await
+            .map(|snapshot| snapshot.containers)
+            .unwrap_or_default();
+        let references = Arc::clone(&self.references.borrow());
+        let mut images: BTreeMap<Digest, v1::Image> = BTreeMap::new();
+        for reference in references.iter() {
+            let Some(known) = &reference.image else {
+                continue;
+            };
+            let id = &known.id;
+            let image = images
+                .entry(id.manifest)
+                .or_insert_with(|| self.image(&reference.namespace, id, &used));
+            image.layers = known
+                .config
+                .diff_ids
+                .iter()
+                .map(Digest::to_string)
+                .collect();
+            image.references.push(reference.name.clone());
+            image.runtime_namespaces.push(reference.namespace.clone());
+            if reference.target != id.manifest {
+                image.index_digest = reference.target.to_string();
+            }
+        }
+        for image in images.values_mut() {
+            for names in [&mut image.references, &mut image.runtime_namespaces] {
+                names.sort();
+                names.dedup();
+            }
+        }
+        images.into_values().collect()
+    }
+
+    async fn image_contents(
+        &self,
+        image: &str,
+        path: Option<&[u8]>,
+    ) -> Result<ImageContents, ContentsError> {
+        let (namespace, id) = self.find(image)?;
+        let contents = self
+            .images
+            .contents(&namespace, &id)
+            .await
+            .map_err(|error| ContentsError::NotIndexed {
+                image: image.to_owned(),
+                reason: error.to_string(),
+            })?;
+        let entries: Box<dyn Iterator<Item = v1::ImageEntry> + Send> = match path {
+            Some(path) => {
+                let (path, found) =
+                    contents
+                        .resolve(path)
+                        .ok_or_else(|| ContentsError::NoPath {
+                            image: image.to_owned(),
+                            path: path.escape_ascii().to_string(),
+                        })?;
+                Box::new(std::iter::once(entry(path, &found)))
+            }
+            None => Box::new(all(&contents).into_iter()),
+        };
+        Ok(ImageContents {
+            manifest_digest: id.manifest.to_string(),
+            evidence: "verified".to_owned(),
+            entries,
+        })
+    }
+
+    async fn status(&self) -> v1::Status {
+        let mut status = v1::Status {
+            node: self.node.clone(),
+            kernel: kernel_release(),
+            containerd: Some(v1::status::Containerd {
+                address: self.containerd_address.display().to_string(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let stats = self.images.stats();
+        status.images = BTreeMap::from([
+            ("indexed".to_owned(), stats.images_in_memory as u64),
+            ("failed".to_owned(), stats.failed),
+        ])
+        .into_iter()
+        .collect();
+        let Some(snapshot) = self.snapshot().await else {
+            return status;
+        };
+        status.containerd = Some(v1::status::Containerd {
+            address: self.containerd_address.display().to_string(),
+            connected: snapshot.connection.connected,
+            since: Some(build::timestamp(snapshot.connection.since)),
+            error: String::new(),
+        });
+        for (container, running, _) in &snapshot.containers {
+            if *running {
+                *status
+                    .containers
+                    .entry(container.identity.grade().to_owned())
+                    .or_default() += 1;
+            }
+        }
+        let counters = snapshot.account.exec.counters;
+        status.hooks = vec![v1::status::Hook {
+            event: "exec".to_owned(),
+            hook: HOOK_SET.to_owned(),
+            limits: String::new(),
+            seen: counters.seen,
+            unwatched: counters.unwatched,
+            submitted: counters.submitted,
+            ring_full: counters.ring_full,
+            unreadable: counters.unreadable,
+            truncated: counters.truncated,
+            recursion_misses: snapshot.account.exec.recursion_misses,
+            ..Default::default()
+        }];
+        status.events = Some(v1::status::Events {
+            received: snapshot.account.received,
+            judged: snapshot.counts.judged + snapshot.counts.host + snapshot.account.undecodable,
+            waiting: snapshot.waiting,
+            expired_unknown: snapshot.counts.expired_unknown,
+            before_coverage: snapshot.counts.before_coverage,
+        });
+        status.held = Some(v1::status::Held {
+            files: snapshot.account.held.held,
+            queue_overflows: snapshot.account.held.queue_overflows,
+        });
+        status
+    }
+}
+
+impl NodeView {
+    fn container(&self, container: &Container, running: bool, findings: u64) -> v1::Container {
+        let task = container.task.as_ref().filter(|_| running);
+        v1::Container {
+            container: Some(build::container_of(container)),
+            image: Some(build::image_of(container, None)),
+            pid: task.map(|task| task.pid),
+            coverage: if container.is_visible() {
+                "full"
+            } else {
+                "none"
+            }
+            .to_owned(),
+            findings,
+            ..Default::default()
+        }
+    }
+
+    fn image(
+        &self,
+        namespace: &str,
+        id: &ImageId,
+        used: &[(Arc<Container>, bool, u64)],
+    ) -> v1::Image {
+        let containers = used
+            .iter()
+            .filter(|(container, _, _)| match &container.identity {
+                Identity::Proven(image) | Identity::Claimed(image) => image.manifest == id.manifest,
+                Identity::Ambiguous(candidates) => {
+                    candidates.iter().any(|image| image.manifest == id.manifest)
+                }
+                Identity::None | Identity::Pending => false,
+            })
+            .count();
+        let mut image = v1::Image {
+            manifest_digest: id.manifest.to_string(),
+            config_digest: id.config.to_string(),
+            chain_id: id.chain_id.to_string(),
+            state: "waiting".to_owned(),
+            containers: u32::try_from(containers).unwrap_or(u32::MAX),
+            ..Default::default()
+        };
+        match self.images.peek(namespace, id) {
+            Some(Ok(contents)) => {
+                image.state = "indexed".to_owned();
+                image.evidence = "verified".to_owned();
+                image.entries = contents.entries().count() as u64;
+            }
+            Some(Err(error)) => {
+                image.state = "failed".to_owned();
+                image.error = error.to_string();
+            }
+            None => {}
+        }
+        image
+    }
+}
+
+fn all(contents: &Contents) -> Vec<v1::ImageEntry> {
+    contents
+        .entries()
+        .map(|(path, found)| entry(path, &found))
+        .collect()
+}
+
+fn entry(path: Vec<u8>, found: &Found<'_>) -> v1::ImageEntry {
+    let mut entry = v1::ImageEntry {
+        path,
+        mode: u32::from(found.mode),
+        uid: found.uid,
+        gid: found.gid,
+        layer: found.layer.to_string(),
+        ..Default::default()
+    };
+    entry.r#type = match found.kind {
+        EntryKind::File { size, sha256 } => {
+            entry.size = size;
+            entry.sha256 = sha256.to_string();
+            "file"
+        }
+        EntryKind::Directory => "directory",
+        EntryKind::Symlink { target } => {
+            entry.link_target = target.to_vec();
+            "symlink"
+        }
+        EntryKind::CharDevice { .. } => "character_device",
+        EntryKind::BlockDevice { .. } => "block_device",
+        EntryKind::Fifo => "fifo",
+    }
+    .to_owned();
+    entry
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default()
+}

@@ -1,0 +1,300 @@
+//! The alert of a finding: a pure function of what is given to it.
+
+use jiff::{SignedDuration, Timestamp};
+use monitor_api::{SCHEMA, v1};
+use nix::time::{ClockId, clock_gettime};
+use prost_types::{Struct, Value, value};
+use sha2::{Digest as _, Sha256};
+use ulid::Ulid;
+
+use super::redact::redact;
+use crate::{
+    containers::{Container, ContainerKind, Identity, ImageId},
+    detect::{
+        FileFinding, FileVerdict, Finding, HashState, Kind, Origin, ProcessFinding, Severity,
+    },
+};
+
+/// What the node puts into each of its alerts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The cluster's name; may be empty.
+    pub cluster: String,
+    /// The environment's name; may be empty.
+    pub environment: String,
+    /// The node's name.
+    pub node: String,
+    /// The wall clock's time at the kernel's boot: what is added to a hook's time. See
+    /// [`boot_time`].
+    pub boot_time: Timestamp,
+}
+
+/// The wall clock's time at boot, by both clocks as they are now. It moves when the wall clock is
+/// set.
+///
+/// # Errors
+///
+/// The clock's error; Linux has both clocks since 2.6.39.
+pub fn boot_time() -> nix::Result<Timestamp> {
+    let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
+    let nanos = i32::try_from(since_boot.tv_nsec()).unwrap_or(0);
+    Ok(Timestamp::now()
+        .saturating_sub(SignedDuration::new(since_boot.tv_sec(), nanos))
+        .unwrap_or(Timestamp::UNIX_EPOCH))
+}
+
+/// The first revision of the alert for `finding`, judged at `observed`, under the id `id`. Journal
+/// and cursor stay empty until [`super::AlertLog::append`].
+pub fn build(finding: &Finding, node: &NodeFacts, observed: Timestamp, id: Ulid) -> v1::Alert {
+    let container = &finding.container;
+    let time = timestamp(since_boot(node, finding.time_boot_ns));
+    v1::Alert {
+        schema: SCHEMA.to_owned(),
+        journal: String::new(),
+        cursor: 0,
+        id: id.to_string(),
+        revision: 1,
+        fingerprint: fingerprint(finding),
+        time: Some(time),
+        observed_time: Some(timestamp(observed)),
+        first_seen: Some(time),
+        last_seen: Some(time),
+        count: 1,
+        cluster: node.cluster.clone(),
+        environment: node.environment.clone(),
+        node: node.node.clone(),
+        kind: finding.kind.name().to_owned(),
+        severity: severity(finding.severity).into(),
+        rule: Some(v1::alert::Rule {
+            id: format!("content.{}", finding.kind.name()),
+            version: "1".to_owned(),
+        }),
+        attack: attack(finding.kind)
+            .iter()
+            .map(|&id| id.to_owned())
+            .collect(),
+        message: finding.message.clone(),
+        runbook: String::new(),
+        container: Some(container_of(container)),
+        image: Some(image_of(container, finding.evidence)),
+        process: finding
+            .process
+            .as_ref()
+            .map(|process| process_of(process, node)),
+        file: finding.file.as_ref().map(file_of),
+        connection: None,
+        details: finding.details.as_deref().map(details_of),
+        hook: finding.hook.unwrap_or_default().to_owned(),
+    }
+}
+
+/// Who a container is, as alerts and the inventory say it. The workload is not known to a node by
+/// itself.
+pub fn container_of(container: &Container) -> v1::alert::Container {
+    v1::alert::Container {
+        id: container.id.clone(),
+        name: container.name.clone(),
+        runtime_namespace: container.runtime_namespace.clone(),
+        kind: match container.kind {
+            ContainerKind::Container => "container",
+            ContainerKind::Sandbox => "sandbox",
+        }
+        .to_owned(),
+        pod: container.pod.as_ref().map(|pod| v1::alert::Pod {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        }),
+        workload: None,
+    }
+}
+
+/// Which image a container was created from, as alerts and the inventory say it.
+pub fn image_of(container: &Container, evidence: Option<&str>) -> v1::alert::Image {
+    let index = |image: &ImageId| {
+        image
+            .index
+            .map(|digest| digest.to_string())
+            .unwrap_or_default()
+    };
+    let mut said = v1::alert::Image {
+        reference: container.image_reference.clone().unwrap_or_default(),
+        identity: container.identity.grade().to_owned(),
+        evidence: evidence.unwrap_or_default().to_owned(),
+        ..v1::alert::Image::default()
+    };
+    match &container.identity {
+        Identity::Proven(image) | Identity::Claimed(image) => {
+            said.manifest_digest = image.manifest.to_string();
+            said.index_digest = index(image);
+            said.config_digest = image.config.to_string();
+            said.chain_id = image.chain_id.to_string();
+        }
+        Identity::Ambiguous(candidates) => {
+            if let Some(image) = candidates.first() {
+                said.chain_id = image.chain_id.to_string();
+            }
+            said.candidates = candidates
+                .iter()
+                .map(|image| v1::alert::Candidate {
+                    manifest_digest: image.manifest.to_string(),
+                    index_digest: index(image),
+                    config_digest: image.config.to_string(),
+                })
+                .collect();
+        }
+        Identity::None | Identity::Pending => {}
+    }
+    said
+}
+
+/// A time as protobuf has it.
+pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    // Before 1970 protobuf counts nanoseconds forward from the second below.
+    let nanos = time.as_nanosecond();
+    prost_types::Timestamp {
+        seconds: i64::try_from(nanos.div_euclid(1_000_000_000)).unwrap_or_default(),
+        nanos: i32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or_default(),
+    }
+}
+
+fn since_boot(node: &NodeFacts, nanos: u64) -> Timestamp {
+    // u64 nanoseconds are 584 years: they fit a duration, and the sum saturates in the year 9999.
+    let since_boot = SignedDuration::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX));
+    node.boot_time
+        .saturating_add(since_boot)
+        .unwrap_or(Timestamp::MAX)
+}
+
+fn severity(severity: Severity) -> v1::Severity {
+    match severity {
+        Severity::Info => v1::Severity::Info,
+        Severity::Low => v1::Severity::Low,
+        Severity::Medium => v1::Severity::Medium,
+        Severity::High => v1::Severity::High,
+        Severity::Critical => v1::Severity::Critical,
+    }
+}
+
+/// MITRE ATT&CK techniques of the enterprise matrix, the closest first.
+fn attack(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        // Command and Scripting Interpreter; Ingress Tool Transfer: it was brought in.
+        Kind::ExecAdded => &["T1059", "T1105"],
+        // Compromise Host Software Binary; Hijack Execution Flow.
+        Kind::ExecModified => &["T1554", "T1574"],
+        // Reflective Code Loading.
+        Kind::ExecMemory => &["T1620"],
+        // Command and Scripting Interpreter.
+        Kind::ExecVolume => &["T1059"],
+        // Deploy Container.
+        Kind::ImageUnknown => &["T1610"],
+        // That bytes could not be compared is nobody's technique.
+        Kind::ContentUnverifiable => &[],
+    }
+}
+
+fn process_of(finding: &ProcessFinding, node: &NodeFacts) -> v1::alert::Process {
+    let process = &finding.process;
+    v1::alert::Process {
+        pid: process.pid,
+        start_time: Some(timestamp(since_boot(node, process.start_boot_ns))),
+        exec_id: String::new(),
+        parent_pid: process.parent_pid,
+        uid: process.uid,
+        origin: match finding.origin {
+            Origin::Init => "init",
+            Origin::Exec => "exec",
+            Origin::Unknown => "unknown",
+        }
+        .to_owned(),
+        executable: finding.executable.clone(),
+        arguments: redact(&finding.arguments),
+        arguments_truncated: finding.arguments_truncated,
+        ancestors: finding.ancestors.clone(),
+    }
+}
+
+fn file_of(file: &FileFinding) -> v1::alert::File {
+    v1::alert::File {
+        path: file.path.clone(),
+        path_truncated: file.path_truncated,
+        verdict: match file.verdict {
+            FileVerdict::Image => "image",
+            FileVerdict::MetadataChanged => "metadata_changed",
+            FileVerdict::Modified => "modified",
+            FileVerdict::Added => "added",
+            FileVerdict::Volume => "volume",
+            FileVerdict::Memory => "memory",
+            FileVerdict::Unverifiable => "unverifiable",
+        }
+        .to_owned(),
+        layer: file
+            .layer
+            .map(|digest| digest.to_string())
+            .unwrap_or_default(),
+        expected_sha256: file
+            .expected
+            .map(|hash| hash.to_string())
+            .unwrap_or_default(),
+        seen_sha256: file.seen.map(|hash| hash.to_string()).unwrap_or_default(),
+        hash_state: match file.hash_state {
+            HashState::Done => "done",
+            HashState::Pending => "pending",
+            HashState::Gone => "gone",
+        }
+        .to_owned(),
+        same_bytes_as: file.same_bytes_as.clone().unwrap_or_default(),
+    }
+}
+
+fn details_of(reason: &str) -> Struct {
+    let reason = Value {
+        kind: Some(value::Kind::StringValue(reason.to_owned())),
+    };
+    Struct {
+        fields: [("reason".to_owned(), reason)].into_iter().collect(),
+    }
+}
+
+/// SHA-256 over kind, image, file path and seen hash, in hex. Each field is preceded by its
+/// length, so that no two lists of fields are the same bytes; a field that does not apply is told
+/// from an empty one.
+fn fingerprint(finding: &Finding) -> String {
+    let mut hash = Sha256::new();
+    let mut field = |bytes: Option<&[u8]>| match bytes {
+        None => hash.update([0]),
+        Some(bytes) => {
+            hash.update([1]);
+            hash.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
+            hash.update(bytes);
+        }
+    };
+    field(Some(finding.kind.name().as_bytes()));
+    let container = &finding.container;
+    // What stands for the image also says what it is, so that a chain ID is no manifest.
+    let (what, image) = match &container.identity {
+        Identity::Proven(image) | Identity::Claimed(image) => {
+            ("manifest", Some(image.manifest.to_string()))
+        }
+        Identity::Ambiguous(candidates) => (
+            "chain",
+            candidates.first().map(|image| image.chain_id.to_string()),
+        ),
+        Identity::None | Identity::Pending => ("reference", container.image_reference.clone()),
+    };
+    field(Some(what.as_bytes()));
+    field(image.as_deref().map(str::as_bytes));
+    let file = finding.file.as_ref();
+    field(file.map(|file| file.path.as_slice()));
+    field(
+        file.and_then(|file| file.seen.as_ref())
+            .map(|seen| seen.0.as_slice()),
+    );
+    // The peer: no content finding has one.
+    field(None);
+    hex::encode(hash.finalize())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! A server in the test's own process, over a real socket.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use monitor_api::v1::{Alert, Container, Image, ImageEntry, Status, alert};
+use tempfile::TempDir;
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::{Address, ContentsError, ImageContents, Listener, Node, ServeError, serve};
+use crate::alerts::AlertLog;
+
+/// A node that knows two containers and one image.
+pub(crate) struct StubNode;
+
+/// A text that no terminal may be given.
+pub(crate) const HOSTILE: &[u8] = b"/tmp/\x1b[31m\xff\n\xe2\x80\xaegpj";
+
+pub(crate) fn container(id: &str, name: &str) -> Container {
+    Container {
+        container: Some(alert::Container {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            runtime_namespace: "default".to_owned(),
+            kind: "container".to_owned(),
+            ..alert::Container::default()
+        }),
+        image: Some(alert::Image {
+            identity: "proven".to_owned(),
+            manifest_digest: format!("sha256:{}", "a".repeat(64)),
+            ..alert::Image::default()
+        }),
+        pid: Some(42),
+        coverage: "full".to_owned(),
+        ..Container::default()
+    }
+}
+
+#[tonic::async_trait]
+impl Node for StubNode {
+    async fn containers(&self) -> Vec<Container> {
+        vec![
+            container("c1", "web"),
+            container("c22", "\u{1b}]0;owned\u{7}"),
+        ]
+    }
+
+    async fn images(&self) -> Vec<Image> {
+        vec![Image {
+            references: vec!["docker.io/library/web:1".to_owned()],
+            state: "indexed".to_owned(),
+            ..Image::default()
+        }]
+    }
+
+    async fn image_contents(
+        &self,
+        image: &str,
+        path: Option<&[u8]>,
+    ) -> Result<ImageContents, ContentsError> {
+        let entry = |path: Vec<u8>| ImageEntry {
+            path,
+            r#type: "file".to_owned(),
+            ..ImageEntry::default()
+        };
+        let entries: Box<dyn Iterator<Item = ImageEntry> + Send> = match (image, path) {
+            ("web", None) => Box::new((0..300).map(move |n| entry(format!("/{n:03}").into()))),
+            ("web", Some(path)) => Box::new(std::iter::once(entry(path.to_vec()))),
+            ("empty", _) => Box::new(std::iter::empty()),
+            ("corrupt", _) => {
+                return Err(ContentsError::NotIndexed {
+                    image: image.to_owned(),
+                    reason: "layer 1 does not have its digest".to_owned(),
+                });
+            }
+            _ => return Err(ContentsError::NoImage(image.to_owned())),
+        };
+        let evidence = "verified".to_owned();
+        Ok(ImageContents {
+            manifest_digest: "sha256:aa".to_owned(),
+            evidence,
+            entries,
+        })
+    }
+
+    async fn status(&self) -> Status {
+        Status {
+            node: "node-7".to_owned(),
+            ..Status::default()
+        }
+    }
+}
+
+pub(crate) struct Fixture {
+    pub(crate) directory: TempDir,
+    pub(crate) address: Address,
+    pub(crate) log: AlertLog,
+    pub(crate) ready: watch::Sender<bool>,
+    pub(crate) shutdown: watch::Sender<bool>,
+    pub(crate) server: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Fixture {
+    pub(crate) fn new() -> Self {
+        Self::with(AlertLog::new())
+    }
+
+    pub(crate) fn with(log: AlertLog) -> Self {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("monitord.sock");
+        let address: Address = format!("unix://{}", path.display()).parse().unwrap();
+        let (ready, is_ready) = watch::channel(false);
+        let (shutdown, is_shutdown) = watch::channel(false);
+        let listeners = vec![Listener::bind(&address).unwrap()];
+        let server = tokio::spawn(serve(
+            listeners,
+            Arc::new(StubNode),
+            log.clone(),
+            is_ready,
+            is_shutdown,
+        ));
+        Self {
+            directory,
+            address,
+            log,
+            ready,
+            shutdown,
+            server,
+        }
+    }
+
+    pub(crate) fn append(&self, count: u64) {
+        for _ in 0..count {
+            // As long as a real one at least: h2 cuts a peer off that leaves some ten thousand
+            // frames of less than 256 bytes unread.
+            let message = "x".repeat(300);
+            let kind = "exec_added".to_owned();
+            self.log.append(Alert {
+                kind,
+                message,
+                ..Alert::default()
+            });
+        }
+    }
+}

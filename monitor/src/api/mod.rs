@@ -1,0 +1,118 @@
+//! The node's side of the gRPC API.
+//!
+//! [`listener`] makes the socket, [`server`] runs tonic on it, [`service`] answers; what it answers
+//! from is behind [`Node`], which the owner of the inventory implements.
+
+pub mod address;
+#[cfg(test)]
+pub(crate) mod fixture;
+pub mod listener;
+mod process;
+pub mod server;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use monitor_api::v1;
+
+pub use address::Address;
+pub use listener::{BindError, Listener};
+pub use server::{ServeError, serve};
+/// What an implementation of [`Node`] is marked with.
+pub use tonic::async_trait;
+
+/// Connections open at once. One more is accepted and closed at once, counted as
+/// `connections_refused`.
+pub const CONNECTIONS_MAX: usize = 256;
+
+/// Requests and streams at once on one connection. HTTP/2 makes the client wait beyond it.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 32;
+
+/// Alert streams open at once. One more is refused with RESOURCE_EXHAUSTED, counted as
+/// `alert_streams_refused`.
+pub const ALERT_STREAMS_MAX: usize = 128;
+
+/// Messages made for one alert stream ahead of what its client reads. At the bound the stream
+/// waits; what expires meanwhile, its client is told.
+pub const STREAM_AHEAD_MAX: usize = 16;
+
+/// Entries in one message of an image's contents: with two paths of 4 KiB each they stay below
+/// [`monitor_api::MESSAGE_BYTES_MAX`].
+pub const ENTRIES_PER_MESSAGE_MAX: usize = 128;
+
+const _: () = assert!(ENTRIES_PER_MESSAGE_MAX * (2 * 4096 + 512) < monitor_api::MESSAGE_BYTES_MAX);
+
+/// Longest time for an answer, or for the head of one that streams; DEADLINE_EXCEEDED beyond.
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Longest silence on an alert stream.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Longest time that open streams are given to take what is there when the daemon stops.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// What the API answers from.
+#[tonic::async_trait]
+pub trait Node: Send + Sync + 'static {
+    /// The containers of this node, sorted by namespace and id.
+    async fn containers(&self) -> Vec<v1::Container>;
+
+    /// The images of this node, sorted by manifest digest.
+    async fn images(&self) -> Vec<v1::Image>;
+
+    /// What `image` (a reference, a manifest or config digest) holds: everything, or what `path`
+    /// resolves to inside it.
+    async fn image_contents(
+        &self,
+        image: &str,
+        path: Option<&[u8]>,
+    ) -> Result<ImageContents, ContentsError>;
+
+    /// The node's account of itself. `version`, `started_at`, `ready`, `alerts`, `api` and
+    /// `memory_resident_bytes` are filled in by the API.
+    async fn status(&self) -> v1::Status;
+}
+
+/// What an image holds.
+pub struct ImageContents {
+    /// Digest of the manifest that was meant.
+    pub manifest_digest: String,
+    /// What the contents were read from (`verified`).
+    pub evidence: String,
+    /// Sorted by path. Pulled as the client reads, so it may be long; it must not block.
+    pub entries: Box<dyn Iterator<Item = v1::ImageEntry> + Send>,
+}
+
+/// Why there are no contents.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ContentsError {
+    /// No such image; NOT_FOUND.
+    #[error("no image {0:?} on this node; `monitorctl image list` lists them")]
+    NoImage(String),
+    /// No such path in the image; NOT_FOUND.
+    #[error("no path {path:?} in image {image}")]
+    NoPath {
+        /// The image.
+        image: String,
+        /// The path as text.
+        path: String,
+    },
+    /// The name means several images; FAILED_PRECONDITION.
+    #[error("{image:?} means several images, name one by its digest: {digests}")]
+    Ambiguous {
+        /// What was asked for.
+        image: String,
+        /// The manifest digests it may mean.
+        digests: String,
+    },
+    /// Its contents are not known, or not yet; FAILED_PRECONDITION.
+    #[error("the contents of {image} are not known: {reason}")]
+    NotIndexed {
+        /// The image.
+        image: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+}

@@ -1,0 +1,273 @@
+//! Runs tonic on the sockets, with health and reflection, until it is told to stop.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use monitor_api::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX, v1::monitor_server::MonitorServer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::UnixStream,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    server::NamedService,
+    transport::{
+        Server,
+        server::{Connected, UdsConnectInfo},
+    },
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tracing::{info, warn};
+
+use super::{
+    CONNECTIONS_MAX, DRAIN_TIME_MAX, Listener, Node, STREAMS_PER_CONNECTION_MAX, service::Service,
+};
+use crate::alerts::AlertLog;
+
+/// Wait before accepting again after the system refused, such as for want of descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Connections that were accepted and wait for tonic; beyond, the listeners wait.
+const ACCEPTED_MAX: usize = 16;
+
+/// Why serving ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptors built into this program are not what reflection can read.
+    #[error("cannot offer server reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// tonic's error.
+    #[error("the API server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// The connections of a server and its account of them.
+#[derive(Debug)]
+pub(super) struct Connections {
+    free: Arc<Semaphore>,
+    refused: AtomicU64,
+}
+
+impl Connections {
+    pub(super) fn new() -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn open(&self) -> u64 {
+        let open = CONNECTIONS_MAX.saturating_sub(self.free.available_permits());
+        u64::try_from(open).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves the API on `listeners` until `shutdown` is true or its sender is gone. Then open alert
+/// streams are given what is in `log`, for at most [`DRAIN_TIME_MAX`], and end with UNAVAILABLE.
+/// Health says SERVING while `ready` is true. The sockets' files are gone when this returns.
+///
+/// # Errors
+///
+/// See [`ServeError`].
+pub async fn serve(
+    listeners: Vec<Listener>,
+    node: Arc<dyn Node>,
+    log: AlertLog,
+    ready: watch::Receiver<bool>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let connections = Arc::new(Connections::new());
+    let service = Service::new(
+        node,
+        log,
+        ready.clone(),
+        shutdown.clone(),
+        Arc::clone(&connections),
+    );
+    let service = MonitorServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let (reporter, health) = tonic_health::server::health_reporter();
+    // tonic-health begins with SERVING for the whole server.
+    report(&reporter, false).await;
+
+    let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        info!(socket = %listener.path().display(), "the API listens");
+        tasks.spawn(accept(listener, Arc::clone(&connections), accepted.clone()));
+    }
+    drop(accepted);
+    tasks.spawn(follow_ready(reporter.clone(), ready));
+
+    let (drain, drained) = watch::channel(());
+    let server = Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .add_service(service)
+        .add_service(reflection)
+        .add_service(health)
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
+            let mut drained = drained;
+            // Ends when the sender goes, which is how it is told.
+            while drained.changed().await.is_ok() {}
+        });
+    let mut server = std::pin::pin!(server);
+    tokio::select! {
+        result = &mut server => return Ok(result?),
+        () = stopped(&mut shutdown) => {}
+    }
+    // New clients find no socket rather than one that does not answer.
+    tasks.shutdown().await;
+    report(&reporter, false).await;
+    drop(drain);
+    match timeout(DRAIN_TIME_MAX, server).await {
+        Ok(result) => result?,
+        Err(_) => {
+            let open = connections.open();
+            warn!(
+                open,
+                "clients did not take their last alerts in time; their streams are cut"
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: Listener,
+    connections: Arc<Connections>,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!(%error, "cannot accept an API connection; trying again");
+                sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&connections.free).try_acquire_owned() else {
+            let refused = connections.refused.fetch_add(1, Ordering::Relaxed) + 1;
+            warn!(
+                limit = CONNECTIONS_MAX,
+                refused, "too many API connections; one was closed"
+            );
+            continue;
+        };
+        if accepted
+            .send(Ok(Connection {
+                stream,
+                _permit: permit,
+            }))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Waits until `shutdown` is true, or until nobody is left who could say so.
+pub(super) async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    // An error says that the sender is gone.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+}
+
+/// Keeps health in step with `ready`.
+async fn follow_ready(reporter: HealthReporter, mut ready: watch::Receiver<bool>) {
+    loop {
+        let is_ready = *ready.borrow_and_update();
+        report(&reporter, is_ready).await;
+        if ready.changed().await.is_err() {
+            // Nobody can change it any more.
+            return;
+        }
+    }
+}
+
+async fn report(reporter: &HealthReporter, ready: bool) {
+    let status = if ready {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
+    reporter.set_service_status("", status).await;
+    reporter
+        .set_service_status(MonitorServer::<Service>::NAME, status)
+        .await;
+}
+
+/// A connection, and its share of what may be open at once.
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = UdsConnectInfo;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

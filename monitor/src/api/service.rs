@@ -1,0 +1,353 @@
+//! What each call of the service does.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use jiff::Timestamp;
+use monitor_api::v1::{
+    self, AlertsRequest, AlertsResponse, ContainersRequest, ContainersResponse,
+    ImageContentsRequest, ImageContentsResponse, ImagesRequest, ImagesResponse, StatusRequest,
+    StatusResponse,
+    alerts_request::start::Position,
+    alerts_response::{self, Expired, Heartbeat},
+    monitor_server::Monitor,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::timeout,
+};
+use tokio_stream::{Stream, iter, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    ALERT_STREAMS_MAX, ContentsError, ENTRIES_PER_MESSAGE_MAX, HEARTBEAT_INTERVAL, ImageContents,
+    Node, REQUEST_TIME_MAX, STREAM_AHEAD_MAX, process,
+    server::{Connections, stopped},
+};
+use crate::alerts::{AlertLog, AlertReader, Next, Start, build::timestamp};
+
+/// Most bytes of a path in a request; Linux takes no longer ones.
+const PATH_BYTES_MAX: usize = 4096;
+
+/// Most bytes of an image's name in a request: a reference has at most 255 bytes of name, 128 of
+/// tag and a digest.
+const IMAGE_BYTES_MAX: usize = 1024;
+
+/// Answers calls.
+pub(super) struct Service {
+    node: Arc<dyn Node>,
+    log: AlertLog,
+    ready: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
+    started_at: Timestamp,
+    connections: Arc<Connections>,
+    streams: Arc<Semaphore>,
+    streams_refused: AtomicU64,
+}
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Service {
+    pub(super) fn new(
+        node: Arc<dyn Node>,
+        log: AlertLog,
+        ready: watch::Receiver<bool>,
+        shutdown: watch::Receiver<bool>,
+        connections: Arc<Connections>,
+    ) -> Self {
+        Self {
+            node,
+            log,
+            ready,
+            shutdown,
+            started_at: Timestamp::now(),
+            connections,
+            streams: Arc::new(Semaphore::new(ALERT_STREAMS_MAX)),
+            streams_refused: AtomicU64::new(0),
+        }
+    }
+
+    /// What the API knows better than the node.
+    fn complete(&self, mut status: v1::Status) -> v1::Status {
+        let log = self.log.summary();
+        let open = ALERT_STREAMS_MAX.saturating_sub(self.streams.available_permits());
+        status.version = env!("CARGO_PKG_VERSION").to_owned();
+        status.started_at = Some(timestamp(self.started_at));
+        status.ready = *self.ready.borrow();
+        status.alerts = Some(v1::status::Alerts {
+            journal: self.log.journal().to_owned(),
+            oldest_cursor: log.oldest,
+            newest_cursor: log.newest,
+            by_kind: log.by_kind.into_iter().collect(),
+        });
+        status.api = Some(v1::status::Api {
+            connections: self.connections.open(),
+            connections_refused: self.connections.refused(),
+            alert_streams: u64::try_from(open).unwrap_or(u64::MAX),
+            alert_streams_refused: self.streams_refused.load(Ordering::Relaxed),
+            alerts_expired: log.expired_unread,
+        });
+        status.memory_resident_bytes = process::resident_bytes();
+        status
+    }
+}
+
+#[tonic::async_trait]
+impl Monitor for Service {
+    type AlertsStream = ReceiverStream<Result<AlertsResponse, Status>>;
+    type ContainersStream = BoxStream<ContainersResponse>;
+    type ImagesStream = BoxStream<ImagesResponse>;
+    type ImageContentsStream = BoxStream<ImageContentsResponse>;
+
+    async fn alerts(
+        &self,
+        request: Request<Streaming<AlertsRequest>>,
+    ) -> Result<Response<Self::AlertsStream>, Status> {
+        let Ok(permit) = Arc::clone(&self.streams).try_acquire_owned() else {
+            self.streams_refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Status::resource_exhausted(format!(
+                "{ALERT_STREAMS_MAX} alert streams are open, which is the limit; close one"
+            )));
+        };
+        let (send, receive) = mpsc::channel(STREAM_AHEAD_MAX);
+        let stream = AlertStream {
+            log: self.log.clone(),
+            requests: request.into_inner(),
+            responses: send,
+            shutdown: self.shutdown.clone(),
+            _permit: permit,
+        };
+        // In a task, so that the head of the answer does not wait for the first request: some
+        // clients send that only after they have the head.
+        tokio::spawn(stream.run());
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    async fn containers(
+        &self,
+        _: Request<ContainersRequest>,
+    ) -> Result<Response<Self::ContainersStream>, Status> {
+        let containers = within(self.node.containers()).await?;
+        let one = |container| {
+            Ok(ContainersResponse {
+                container: Some(container),
+            })
+        };
+        Ok(Response::new(Box::pin(iter(
+            containers.into_iter().map(one),
+        ))))
+    }
+
+    async fn images(
+        &self,
+        _: Request<ImagesRequest>,
+    ) -> Result<Response<Self::ImagesStream>, Status> {
+        let images = within(self.node.images()).await?;
+        let one = |image| Ok(ImagesResponse { image: Some(image) });
+        Ok(Response::new(Box::pin(iter(images.into_iter().map(one)))))
+    }
+
+    async fn image_contents(
+        &self,
+        request: Request<ImageContentsRequest>,
+    ) -> Result<Response<Self::ImageContentsStream>, Status> {
+        let ImageContentsRequest { image, path } = request.into_inner();
+        if image.is_empty() || image.len() > IMAGE_BYTES_MAX {
+            return Err(Status::invalid_argument(format!(
+                "image must have 1 to {IMAGE_BYTES_MAX} bytes; it has {}",
+                image.len()
+            )));
+        }
+        if path.len() > PATH_BYTES_MAX || path.contains(&0) {
+            return Err(Status::invalid_argument(format!(
+                "path must have at most {PATH_BYTES_MAX} bytes and no NUL"
+            )));
+        }
+        let path = (!path.is_empty()).then_some(path.as_slice());
+        let contents = within(self.node.image_contents(&image, path)).await??;
+        Ok(Response::new(Box::pin(iter(
+            Batches {
+                contents,
+                is_first: true,
+            }
+            .map(Ok),
+        ))))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let status = self.complete(within(self.node.status()).await?);
+        Ok(Response::new(StatusResponse {
+            status: Some(status),
+        }))
+    }
+}
+
+impl From<ContentsError> for Status {
+    fn from(error: ContentsError) -> Self {
+        let message = error.to_string();
+        match error {
+            ContentsError::NoImage(_) | ContentsError::NoPath { .. } => Self::not_found(message),
+            ContentsError::Ambiguous { .. } | ContentsError::NotIndexed { .. } => {
+                Self::failed_precondition(message)
+            }
+        }
+    }
+}
+
+async fn within<T>(answer: impl Future<Output = T>) -> Result<T, Status> {
+    timeout(REQUEST_TIME_MAX, answer).await.map_err(|_| {
+        Status::deadline_exceeded(format!(
+            "the daemon did not answer within {} s; look at its log",
+            REQUEST_TIME_MAX.as_secs()
+        ))
+    })
+}
+
+/// The contents of an image in messages, at least one of them.
+struct Batches {
+    contents: ImageContents,
+    is_first: bool,
+}
+
+impl Iterator for Batches {
+    type Item = ImageContentsResponse;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let entries: Vec<_> = self
+            .contents
+            .entries
+            .by_ref()
+            .take(ENTRIES_PER_MESSAGE_MAX)
+            .collect();
+        if entries.is_empty() && !self.is_first {
+            return None;
+        }
+        self.is_first = false;
+        Some(ImageContentsResponse {
+            manifest_digest: self.contents.manifest_digest.clone(),
+            evidence: self.contents.evidence.clone(),
+            entries,
+        })
+    }
+}
+
+/// One conversation about alerts.
+struct AlertStream {
+    log: AlertLog,
+    requests: Streaming<AlertsRequest>,
+    responses: mpsc::Sender<Result<AlertsResponse, Status>>,
+    shutdown: watch::Receiver<bool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AlertStream {
+    async fn run(mut self) {
+        if let Err(status) = self.converse().await {
+            // A client that is gone does not need to be told why.
+            let _ = self.responses.send(Err(status)).await;
+        }
+    }
+
+    async fn converse(&mut self) -> Result<(), Status> {
+        let mut reader = self.start().await?;
+        if !self.send(self.heartbeat()).await {
+            return Ok(());
+        }
+        let mut may_request = true;
+        loop {
+            let next = match reader.try_next() {
+                Some(next) => Some(next),
+                None if self.is_stopping() => {
+                    return Err(Status::unavailable("the daemon is stopping"));
+                }
+                None => tokio::select! {
+                    next = timeout(HEARTBEAT_INTERVAL, reader.next()) => next.ok(),
+                    request = self.requests.message(), if may_request => match request? {
+                        Some(_) => return Err(Status::invalid_argument(
+                            "only the first request of an alert stream says something",
+                        )),
+                        // The client has said all that it wants; it goes on reading.
+                        None => { may_request = false; continue; }
+                    },
+                    () = self.responses.closed() => return Ok(()),
+                    // Told by the loop's head, after what is there has been sent.
+                    () = stopped(&mut self.shutdown) => continue,
+                },
+            };
+            let response = match next {
+                Some(Next::Alert(alert)) => {
+                    alerts_response::Response::Alert(Box::new(Arc::unwrap_or_clone(alert)))
+                }
+                Some(Next::Expired { from, before }) => {
+                    alerts_response::Response::Expired(Expired { from, before })
+                }
+                None => self.heartbeat(),
+            };
+            if !self.send(response).await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The reader that the first request asks for.
+    async fn start(&mut self) -> Result<AlertReader, Status> {
+        let request = tokio::select! {
+            request = within(self.requests.message()) => request??,
+            () = stopped(&mut self.shutdown) => {
+                return Err(Status::unavailable("the daemon is stopping"));
+            }
+        };
+        let start = request.and_then(|request| request.start);
+        let (journal, position) = start.map_or((String::new(), None), |start| {
+            (start.journal, start.position)
+        });
+        let position = match position {
+            Some(Position::After(cursor)) => Start::After(cursor),
+            Some(Position::Oldest(_)) => Start::Oldest,
+            Some(Position::Now(_)) => Start::Now,
+            Some(Position::Last(count)) => Start::Last(count),
+            None => {
+                return Err(Status::invalid_argument(
+                    "the first request must say where to start: after, oldest, now or last",
+                ));
+            }
+        };
+        if !journal.is_empty() && journal != self.log.journal() {
+            return Err(Status::failed_precondition(format!(
+                "the journal is {} now; alerts of another one are gone: start at the oldest",
+                self.log.journal()
+            )));
+        }
+        self.log.subscribe(position).map_err(|error| {
+            Status::out_of_range(format!(
+                "{error}; it is of another journal: start at the oldest"
+            ))
+        })
+    }
+
+    fn is_stopping(&self) -> bool {
+        *self.shutdown.borrow() || self.shutdown.has_changed().is_err()
+    }
+
+    fn heartbeat(&self) -> alerts_response::Response {
+        alerts_response::Response::Heartbeat(Heartbeat {
+            journal: self.log.journal().to_owned(),
+            cursor: self.log.newest(),
+        })
+    }
+
+    /// Waits for the client to make room; false if it is gone.
+    async fn send(&self, response: alerts_response::Response) -> bool {
+        self.responses
+            .send(Ok(AlertsResponse {
+                response: Some(response),
+            }))
+            .await
+            .is_ok()
+    }
+}

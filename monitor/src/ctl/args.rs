@@ -1,0 +1,186 @@
+//! The command line.
+
+use std::ffi::OsString;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+
+use super::Failure;
+use crate::api::Address;
+
+/// Alerts when no other start is given.
+pub(super) const LAST_ALERTS: u64 = 100;
+
+/// Asks a node's monitord what it sees.
+#[derive(Debug, Parser)]
+#[command(
+    name = "monitorctl",
+    version,
+    propagate_version = true,
+    after_help = "\
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 daemon unreachable, 4 refused by a precondition or
+a permission. One line on stderr says why and what to do.
+
+Examples:
+  monitorctl status
+  monitorctl alerts --follow
+  monitorctl alerts --since 0 -o json | jq -r .message
+  monitorctl container list
+  monitorctl image contents docker.io/library/nginx:1.27 /usr/sbin/nginx"
+)]
+pub struct Arguments {
+    /// Where the daemon listens
+    #[arg(
+        long,
+        global = true,
+        env = "MONITOR_ADDRESS",
+        default_value = "unix:///run/monitord/monitord.sock",
+        value_name = "ADDRESS"
+    )]
+    pub address: Address,
+
+    /// How to print: a table for people, or JSON, one object per line
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people; may change.
+    Table,
+    /// One object per line, by the contract.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Node, hook set, loss, containers, images, alerts
+    Status,
+
+    /// What containers did that their images do not account for
+    #[command(
+        long_about = "\
+What containers did that their images do not account for, oldest first.
+
+Without --since it starts at the last 100 alerts, or at the last N with --limit N. Without
+--follow it ends when it has printed what is there.",
+        after_help = "\
+Examples:
+  monitorctl alerts                       the last 100
+  monitorctl alerts --since 0             all that the daemon still has
+  monitorctl alerts --since 4711 --follow all after cursor 4711, and what comes
+  monitorctl alerts --follow -o json | jq 'select(.severity == \"critical\")'"
+    )]
+    Alerts(AlertsOptions),
+
+    /// Containers of the node
+    #[command(subcommand)]
+    Container(ContainerCommand),
+
+    /// The same as `container list`
+    Containers,
+
+    /// Images of the node
+    #[command(subcommand)]
+    Image(ImageCommand),
+}
+
+/// Which alerts.
+#[derive(Debug, Args)]
+pub struct AlertsOptions {
+    /// Go on with what comes, until Ctrl-C
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// Start after this cursor: the last one you have; 0 is before the first
+    #[arg(long, value_name = "CURSOR")]
+    pub since: Option<u64>,
+
+    /// End after this many alerts
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+}
+
+/// What to do with containers.
+#[derive(Debug, Subcommand)]
+pub enum ContainerCommand {
+    /// One line per container: who it is, its image and how that is known
+    List,
+
+    /// All that is known of one container
+    #[command(after_help = "\
+Examples:
+  monitorctl container show 3f2a
+  monitorctl container show web -o json")]
+    Show {
+        /// Its id, a unique beginning of it, or its name
+        #[arg(value_name = "CONTAINER")]
+        container: String,
+    },
+}
+
+/// What to do with images.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// One line per image: its digest and whether its contents are known
+    List,
+
+    /// What an image holds: everything, or what one path resolves to
+    #[command(after_help = "\
+Examples:
+  monitorctl image contents docker.io/library/nginx:1.27
+  monitorctl image contents sha256:4c… /usr/sbin/nginx -o json")]
+    Contents {
+        /// A reference, or a manifest or config digest
+        image: String,
+
+        /// A path inside the image; symlinks are followed as inside it
+        path: Option<OsString>,
+    },
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Parsed {
+    /// A command.
+    Run(Arguments),
+    /// A text to print, such as the help.
+    Print(String),
+}
+
+/// Reads a command line; the first argument is the program's name.
+///
+/// # Errors
+///
+/// [`Failure::Usage`], in one line.
+pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Parsed, Failure> {
+    let error = match Arguments::try_parse_from(line) {
+        Ok(arguments) => return Ok(Parsed::Run(arguments)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            Ok(Parsed::Print(error.render().to_string()))
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Failure::Usage(
+            "a command is missing; `monitorctl --help` lists them".to_owned(),
+        )),
+        _ => Err(Failure::Usage(one_line(&error.render().to_string()))),
+    }
+}
+
+/// clap's error without its paragraphs.
+fn one_line(text: &str) -> String {
+    let text = text.split("\nUsage:").next().unwrap_or(text);
+    let text = text.split("\nFor more information").next().unwrap_or(text);
+    let words = text.trim_start_matches("error:").split_whitespace();
+    format!(
+        "{}; see `monitorctl --help`",
+        words.collect::<Vec<_>>().join(" ")
+    )
+}

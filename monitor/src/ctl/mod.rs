@@ -1,0 +1,93 @@
+//! `monitorctl`: the client for operators, SOC and responders.
+//!
+//! Whatever a node says is hostile text to a terminal: it passes through [`output`].
+
+mod alerts;
+pub mod args;
+mod failure;
+mod inventory;
+mod output;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::{io::Write, time::Duration};
+
+use monitor_api::{
+    MESSAGE_BYTES_MAX,
+    v1::{StatusRequest, monitor_client::MonitorClient},
+};
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::api::Address;
+pub use args::{Arguments, Format};
+use args::{Command, ContainerCommand, ImageCommand};
+pub use failure::Failure;
+pub use output::{Output, Terminal};
+
+/// Longest time to wait for an answer that is not a stream of alerts; longer than the daemon's
+/// own, so that its reason comes first.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// Longest time for the daemon to accept a connection.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+
+type Client = MonitorClient<Channel>;
+
+/// Carries out a command, writing to `writer`, which is `terminal` if it is one.
+///
+/// # Errors
+///
+/// See [`Failure`]; it knows its exit status.
+pub async fn run(
+    arguments: Arguments,
+    writer: &mut (dyn Write + Send),
+    terminal: Option<Terminal>,
+) -> Result<(), Failure> {
+    let mut output = Output::new(writer, arguments.output, terminal);
+    let mut client = connect(&arguments.address).await?;
+    match arguments.command {
+        Command::Alerts(options) => alerts::run(&mut client, &options, &mut output).await,
+        Command::Status => answered(status::run(&mut client, &mut output)).await,
+        Command::Containers | Command::Container(ContainerCommand::List) => {
+            answered(inventory::containers(&mut client, &mut output)).await
+        }
+        Command::Container(ContainerCommand::Show { container }) => {
+            answered(inventory::container(&mut client, &container, &mut output)).await
+        }
+        Command::Image(ImageCommand::List) => {
+            answered(inventory::images(&mut client, &mut output)).await
+        }
+        Command::Image(ImageCommand::Contents { image, path }) => {
+            inventory::contents(&mut client, image, path, &mut output).await
+        }
+    }
+}
+
+async fn answered(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    timeout(ANSWER_TIME_MAX, command).await.unwrap_or_else(|_| {
+        Err(Failure::Failed(format!(
+            "the daemon did not answer within {} s; look at its log",
+            ANSWER_TIME_MAX.as_secs()
+        )))
+    })
+}
+
+async fn connect(address: &Address) -> Result<Client, Failure> {
+    let channel = Endpoint::from_shared(address.to_string())
+        .map_err(|error| Failure::Usage(format!("address {address}: {error}")))?
+        .connect_timeout(CONNECT_TIME_MAX)
+        .connect()
+        .await
+        .map_err(|error| Failure::connect(address, &error))?;
+    Ok(MonitorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// The daemon's status.
+async fn status_of(client: &mut Client) -> Result<monitor_api::v1::Status, Failure> {
+    let response = client.status(StatusRequest {}).await?.into_inner();
+    response
+        .status
+        .ok_or_else(|| Failure::Failed("the daemon sent no status".to_owned()))
+}

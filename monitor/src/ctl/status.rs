@@ -1,0 +1,145 @@
+//! `monitorctl status`.
+
+use std::collections::HashMap;
+
+use monitor_api::{
+    json,
+    v1::{Status, status::Hook},
+};
+
+use super::{Client, Failure, Output, inventory::print_facts, output::time, status_of};
+
+/// Prints the node's account of itself.
+pub(super) async fn run(client: &mut Client, output: &mut Output<'_>) -> Result<(), Failure> {
+    let status = status_of(client).await?;
+    if output.is_json() {
+        return Ok(output.json(&json::status(&status))?);
+    }
+    print_facts(&facts(&status), output)
+}
+
+fn facts(status: &Status) -> Vec<(&'static str, String)> {
+    let ready = if status.ready {
+        "ready"
+    } else {
+        "not ready: hooks or containers are pending"
+    };
+    let mut facts = vec![
+        ("node", status.node.clone()),
+        ("daemon", format!("monitord {}, {ready}", status.version)),
+        ("started", time(status.started_at.as_ref())),
+        ("kernel", status.kernel.clone()),
+    ];
+    facts.extend(status.hooks.iter().map(|hook| ("hook", hook_fact(hook))));
+    if let Some(events) = &status.events {
+        facts.push((
+            "events",
+            format!(
+                "{} received = {} judged + {} waiting + {} expired while unknown + {} before coverage",
+                events.received,
+                events.judged,
+                events.waiting,
+                events.expired_unknown,
+                events.before_coverage
+            ),
+        ));
+    }
+    if let Some(held) = &status.held {
+        facts.push((
+            "held files",
+            format!("{}, {} queue overflows", held.files, held.queue_overflows),
+        ));
+    }
+    if let Some(containerd) = &status.containerd {
+        let state = if containerd.connected {
+            "connected"
+        } else {
+            "not connected"
+        };
+        let since = time(containerd.since.as_ref());
+        let mut fact = format!("{state} to {} since {since}", containerd.address);
+        if !containerd.error.is_empty() {
+            fact = format!("{fact}: {}", containerd.error);
+        }
+        facts.push(("containerd", fact));
+    }
+    facts.push(("containers", counts(&status.containers)));
+    facts.push(("images", counts(&status.images)));
+    if let Some(alerts) = &status.alerts {
+        facts.push(("alerts", counts(&alerts.by_kind)));
+        facts.push((
+            "journal",
+            format!(
+                "{}, cursors {} to {}",
+                alerts.journal, alerts.oldest_cursor, alerts.newest_cursor
+            ),
+        ));
+    }
+    if let Some(api) = &status.api {
+        facts.push((
+            "clients",
+            format!(
+                "{} connections ({} refused), {} alert streams ({} refused), {} alerts expired unread",
+                api.connections,
+                api.connections_refused,
+                api.alert_streams,
+                api.alert_streams_refused,
+                api.alerts_expired
+            ),
+        ));
+    }
+    facts.push((
+        "memory",
+        format!("{} KiB resident", status.memory_resident_bytes / 1024),
+    ));
+    facts
+}
+
+fn hook_fact(hook: &Hook) -> String {
+    let name = if hook.hook.is_empty() {
+        "none"
+    } else {
+        &hook.hook
+    };
+    let lost = [
+        ("ring full", hook.ring_full),
+        ("map full", hook.map_full),
+        ("unreadable", hook.unreadable),
+        ("recursion misses", hook.recursion_misses),
+    ];
+    let lost: Vec<_> = lost
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(what, n)| format!("{n} {what}"))
+        .collect();
+    let lost = if lost.is_empty() {
+        "none lost".to_owned()
+    } else {
+        lost.join(", ")
+    };
+    let mut fact = format!(
+        "{} by {name}: {} seen, {} unwatched, {} remembered, {} submitted ({} truncated), {lost}",
+        hook.event, hook.seen, hook.unwatched, hook.remembered, hook.submitted, hook.truncated
+    );
+    if !hook.limits.is_empty() {
+        fact = format!("{fact}; {}", hook.limits);
+    }
+    fact
+}
+
+/// The total, then what is not zero, by name.
+fn counts(counts: &HashMap<String, u64>) -> String {
+    let mut named: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
+    named.sort_unstable();
+    let total = named
+        .iter()
+        .fold(0_u64, |sum, (_, count)| sum.saturating_add(**count));
+    if named.is_empty() {
+        return total.to_string();
+    }
+    let named: Vec<_> = named
+        .iter()
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
+    format!("{total}: {}", named.join(", "))
+}

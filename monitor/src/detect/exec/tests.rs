@@ -1,0 +1,295 @@
+//! One case a line: where the file lies, what it holds, and what is said of it.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use super::*;
+use crate::{
+    containers::{ContainerKind, Identity, Task},
+    image::tests::{Tar, contents::contents, layer},
+    sensor::event::{Cgroup, File, FileFacts, Process},
+};
+
+const HOST_NAMESPACE: u32 = 1;
+const OWN_NAMESPACE: u32 = 2;
+const ROOT_DEVICE: u32 = 50;
+const OTHER_DEVICE: u32 = 60;
+const RUNC_DEVICE: u32 = 8;
+const RUNC_INODE: u64 = 999;
+
+fn sha256(bytes: &str) -> Sha256 {
+    use sha2::Digest as _;
+    Sha256(sha2::Sha256::digest(bytes).into())
+}
+
+/// An exec as each case changes it: of `/bin/tool`, copied up.
+fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
+    let mut exec = Exec {
+        time_boot_ns: 7,
+        cgroup: Cgroup {
+            id: 1,
+            path: b"/default/c".to_vec(),
+        },
+        process: Process {
+            pid: 10,
+            start_boot_ns: 5,
+            parent_pid: 9,
+            parent_mount_namespace: OWN_NAMESPACE,
+            uid: 0,
+            mount_namespace: OWN_NAMESPACE,
+            pid_namespace: 3,
+            root_device: ROOT_DEVICE,
+        },
+        file: File {
+            facts: FileFacts {
+                inode: 100,
+                size: 4,
+                device: ROOT_DEVICE,
+                link_count: 1,
+                mount_namespace: OWN_NAMESPACE,
+                flags: FILE_OVERLAY | FILE_UPPER,
+                ..FileFacts::default()
+            },
+            path: path.as_bytes().to_vec(),
+            path_in_filesystem: path.as_bytes().to_vec(),
+            path_truncated: false,
+            unlinked: false,
+        },
+        script: None,
+        arguments: Vec::new(),
+        arguments_truncated: false,
+        held: Vec::new(),
+    };
+    change(&mut exec);
+    exec
+}
+
+fn container() -> Arc<Container> {
+    Arc::new(Container {
+        runtime_namespace: "default".to_owned(),
+        id: "c".to_owned(),
+        name: String::new(),
+        kind: ContainerKind::Container,
+        pod: None,
+        runtime: String::new(),
+        image_reference: None,
+        snapshotter: String::new(),
+        snapshot_key: String::new(),
+        identity: Identity::None,
+        image_problem: None,
+        task: Some(Task {
+            pid: 10,
+            mount_namespace: Some(OWN_NAMESPACE),
+            root_device: Some(ROOT_DEVICE),
+            rootfs: None,
+        }),
+    })
+}
+
+fn judged(exec: &Exec, bytes: &Bytes, expected: Expected<'_>) -> Judgement {
+    judge(&ExecFacts {
+        exec,
+        container: &container(),
+        host_mount_namespace: HOST_NAMESPACE,
+        runtime: &RuntimeFiles {
+            inodes: [(RUNC_DEVICE, RUNC_INODE)].into(),
+            hashes: [sha256("runc")].into(),
+        },
+        expected,
+        bytes,
+        origin: Origin::Init,
+        ancestors: Vec::new(),
+        hook: "tracepoint",
+    })
+}
+
+/// `kind severity verdict`, or what it is instead.
+fn shown(judgement: &Judgement) -> String {
+    match judgement {
+        Judgement::Good(verdict) => format!("good {verdict:?}"),
+        Judgement::Runtime => "runtime".to_owned(),
+        Judgement::Unverifiable => "unverifiable".to_owned(),
+        Judgement::Finding(finding) => {
+            let verdict = finding.file.as_ref().map(|file| file.verdict).unwrap();
+            format!("{} {:?} {verdict:?}", finding.kind.name(), finding.severity)
+        }
+    }
+}
+
+fn image() -> Contents {
+    let tar = Tar::default()
+        .file("bin/tool", "tool")
+        .file("bin/other", "else")
+        .symlink("bin/sh", "tool");
+    contents(vec![layer(tar).unwrap()])
+}
+
+#[test]
+fn a_file_is_judged_by_where_it_lies_and_what_it_holds() {
+    let image = image();
+    let check = |exec: Exec, bytes: &str, expect: &str| {
+        let bytes = Bytes::Hashed(sha256(bytes));
+        let judgement = judged(&exec, &bytes, Expected::Verified(&image));
+        assert_eq!(shown(&judgement), expect, "{exec:?}");
+    };
+    let upper = |path: &str| exec(path, |_| {});
+    let lower = |path: &str| exec(path, |exec| exec.file.facts.flags = FILE_OVERLAY);
+
+    check(upper("/bin/tool"), "tool", "good MetadataChanged");
+    check(
+        upper("/bin/tool"),
+        "evil",
+        "exec_modified Critical Modified",
+    );
+    check(upper("/bin/sh"), "evil", "exec_modified Critical Modified");
+    check(upper("/tmp/x"), "evil", "exec_added Critical Added");
+    check(upper("/tmp/x"), "tool", "exec_added Medium Added");
+
+    check(lower("/bin/tool"), "tool", "good Image");
+    // Somebody edited the unpacked layer on the host.
+    check(
+        lower("/bin/tool"),
+        "evil",
+        "exec_modified Critical Modified",
+    );
+    check(lower("/bin/new"), "evil", "exec_added Critical Added");
+    check(
+        exec("/bin/gone", |exec| {
+            exec.file.facts.flags = FILE_OVERLAY;
+            exec.file.unlinked = true;
+        }),
+        "tool",
+        "good Image",
+    );
+
+    let changed = |change: fn(&mut Exec)| exec("/bin/tool", change);
+    check(
+        changed(|exec| exec.file.facts.link_count = 0),
+        "tool",
+        "exec_memory Critical Memory",
+    );
+    check(
+        changed(|exec| exec.file.unlinked = true),
+        "tool",
+        "exec_memory Critical Memory",
+    );
+    check(
+        changed(|exec| exec.file.facts.mount_namespace = 0),
+        "tool",
+        "exec_memory Critical Memory",
+    );
+    // A volume mounted over a path of the image, even with the image's own bytes.
+    check(
+        changed(|exec| exec.file.facts.device = OTHER_DEVICE),
+        "tool",
+        "exec_volume Low Volume",
+    );
+    // A root without layers says nothing about where the bytes come from, their hash does.
+    check(
+        changed(|exec| exec.file.facts.flags = 0),
+        "tool",
+        "good Image",
+    );
+    check(
+        changed(|exec| exec.file.facts.flags = 0),
+        "evil",
+        "exec_modified Critical Modified",
+    );
+}
+
+#[test]
+fn the_path_in_the_filesystem_decides_and_the_path_seen_is_told() {
+    let image = image();
+    let exec = exec("/mnt/tool", |exec| {
+        exec.file.path_in_filesystem = b"/bin/tool".to_vec()
+    });
+    let bytes = Bytes::Hashed(sha256("evil"));
+    let Judgement::Finding(finding) = judged(&exec, &bytes, Expected::Verified(&image)) else {
+        panic!("no finding");
+    };
+    let file = finding.file.unwrap();
+    assert_eq!(finding.kind, Kind::ExecModified);
+    assert_eq!(file.path, b"/mnt/tool");
+    assert_eq!(file.expected, Some(sha256("tool")));
+    assert_eq!(file.seen, Some(sha256("evil")));
+    assert_eq!(file.layer, Some(image.layers().first().unwrap().diff_id()));
+}
+
+#[test]
+fn in_the_hosts_namespace_only_the_runtime_itself_may_run() {
+    let image = image();
+    let check = |change: fn(&mut Exec), bytes: &str, expect: &str| {
+        let exec = exec("/usr/sbin/runc", |exec| {
+            exec.process.mount_namespace = HOST_NAMESPACE;
+            exec.file.facts.flags = 0;
+            change(exec);
+        });
+        let bytes = Bytes::Hashed(sha256(bytes));
+        assert_eq!(
+            shown(&judged(&exec, &bytes, Expected::Verified(&image))),
+            expect
+        );
+    };
+    let is_runc: fn(&mut Exec) = |exec| {
+        exec.file.facts.device = RUNC_DEVICE;
+        exec.file.facts.inode = RUNC_INODE;
+    };
+    check(is_runc, "runc", "runtime");
+    // A sealed copy in memory.
+    check(|exec| exec.file.facts.link_count = 0, "runc", "runtime");
+    // Its name alone counts for nothing.
+    check(|_| {}, "evil", "exec_added Critical Added");
+    check(
+        |exec| exec.file.facts.inode = RUNC_INODE,
+        "evil",
+        "exec_added Critical Added",
+    );
+}
+
+#[test]
+fn what_is_not_known_is_said_and_nothing_is_made_up() {
+    let image = image();
+    let gone = Bytes::Gone("no descriptor".to_owned());
+    let check = |exec: Exec, expected: Expected<'_>, expect: &str| {
+        assert_eq!(shown(&judged(&exec, &gone, expected)), expect, "{exec:?}");
+    };
+    let upper = |path: &str, size: u64| exec(path, |exec| exec.file.facts.size = size);
+    let verified = Expected::Verified(&image);
+    check(upper("/tmp/x", 4), verified, "exec_added Critical Added");
+    // Another length is another file; the same length proves nothing.
+    check(
+        upper("/bin/tool", 5),
+        verified,
+        "exec_modified Critical Modified",
+    );
+    check(
+        upper("/bin/tool", 4),
+        verified,
+        "content_unverifiable Medium Unverifiable",
+    );
+    check(
+        exec("/bin/tool", |exec| exec.file.facts.flags = FILE_OVERLAY),
+        verified,
+        "good Image",
+    );
+
+    let unavailable = Expected::Unavailable("layer sha256:… is corrupt");
+    check(
+        upper("/tmp/x", 4),
+        unavailable,
+        "content_unverifiable Medium Unverifiable",
+    );
+    check(
+        exec("/bin/tool", |exec| exec.file.facts.link_count = 0),
+        unavailable,
+        "exec_memory Critical Memory",
+    );
+    check(upper("/tmp/x", 4), Expected::NoImage, "unverifiable");
+    check(
+        exec("/x", |exec| exec.file.facts.link_count = 0),
+        Expected::NoImage,
+        "exec_memory Critical Memory",
+    );
+}

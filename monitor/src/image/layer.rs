@@ -1,0 +1,393 @@
+//! One layer in memory: its entries sorted by path, in compact storage.
+
+use std::cmp::Ordering;
+
+use crate::digest::{Digest, Sha256};
+
+/// Bytes of a path, as in the kernel (`PATH_MAX`); a layer with a longer one is refused.
+pub const PATH_BYTES_MAX: usize = 4096;
+
+/// Entries of a layer, with the directories that their paths imply; a layer with more is refused.
+pub const ENTRIES_MAX: usize = 1 << 20;
+
+/// Bytes of all paths and link targets of a layer; a layer with more is refused.
+pub const TEXT_BYTES_MAX: usize = 256 << 20;
+
+/// What a path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind<'a> {
+    /// A regular file.
+    File {
+        /// Length in bytes.
+        size: u64,
+        /// SHA-256 of its bytes.
+        sha256: Sha256,
+    },
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink {
+        /// What it says, not resolved.
+        target: &'a [u8],
+    },
+    /// A character device.
+    CharDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+}
+
+/// Mode and owner of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metadata {
+    /// Permission bits with set-user-ID, set-group-ID and sticky (`0o7777`).
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Metadata {
+    /// What containerd gives to a directory that no tar entry describes.
+    pub const IMPLIED: Self = Self {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+    };
+}
+
+/// What a layer says about a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry<'a> {
+    /// A directory.
+    Directory {
+        /// Hides what the layers below hold in it.
+        opaque: bool,
+        /// `None` if only a path below it implies it: then it keeps what a directory in a lower
+        /// layer has, or gets [`Metadata::IMPLIED`].
+        metadata: Option<Metadata>,
+    },
+    /// Anything but a directory.
+    Node {
+        /// Never [`EntryKind::Directory`].
+        kind: EntryKind<'a>,
+        /// Mode and owner.
+        metadata: Metadata,
+    },
+    /// A hard link to a path that this layer does not hold: the same as that path in the layers
+    /// below.
+    Hardlink {
+        /// Path relative to the root.
+        target: &'a [u8],
+    },
+    /// The path is removed from the layers below.
+    Whiteout,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Text {
+    offset: u32,
+    length: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    File { size: u64, sha256: Sha256 },
+    Directory { opaque: bool, implied: bool },
+    Symlink(Text),
+    CharDevice { major: u32, minor: u32 },
+    BlockDevice { major: u32, minor: u32 },
+    Fifo,
+    Hardlink(Text),
+    Whiteout,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record {
+    path: Text,
+    kind: Kind,
+    metadata: Metadata,
+}
+
+/// The entries of one layer. Paths are relative to the root, without a leading `/`, and raw
+/// bytes; every directory on the way to an entry is an entry itself, the root is none.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Layer {
+    diff_id: Digest,
+    text: Box<[u8]>,
+    records: Box<[Record]>,
+    by_sha256: Box<[u32]>,
+}
+
+impl Layer {
+    /// Digest of the uncompressed layer.
+    pub fn diff_id(&self) -> Digest {
+        self.diff_id
+    }
+
+    /// Number of entries, whiteouts and implied directories among them.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether it has no entry.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Bytes that this layer takes in memory.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.text.len()
+            + size_of_val(&*self.records)
+            + size_of_val(&*self.by_sha256)
+    }
+
+    /// What it says about a path, relative to the root.
+    pub fn get(&self, path: &[u8]) -> Option<Entry<'_>> {
+        let found = self
+            .records
+            .binary_search_by(|record| compare(self.text(record.path), path));
+        self.records
+            .get(found.ok()?)
+            .map(|record| self.entry(record))
+    }
+
+    /// The entry at an index, in the order of [`compare`].
+    pub fn at(&self, index: usize) -> Option<(&[u8], Entry<'_>)> {
+        let record = self.records.get(index)?;
+        Some((self.text(record.path), self.entry(record)))
+    }
+
+    /// All entries, in the order of [`compare`].
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], Entry<'_>)> {
+        self.records
+            .iter()
+            .map(|record| (self.text(record.path), self.entry(record)))
+    }
+
+    /// Paths of the files with these bytes, in the order of [`compare`].
+    pub fn files_with(&self, sha256: &Sha256) -> impl Iterator<Item = &[u8]> {
+        let hash = |index: &u32| self.file_hash(*index);
+        let start = self
+            .by_sha256
+            .partition_point(|index| hash(index) < Some(*sha256));
+        self.by_sha256
+            .iter()
+            .skip(start)
+            .take_while(move |index| hash(index) == Some(*sha256))
+            .filter_map(|index| self.at(usize::try_from(*index).ok()?))
+            .map(|(path, _)| path)
+    }
+
+    fn file_hash(&self, index: u32) -> Option<Sha256> {
+        match self.records.get(usize::try_from(index).ok()?)?.kind {
+            Kind::File { sha256, .. } => Some(sha256),
+            _ => None,
+        }
+    }
+
+    fn text(&self, text: Text) -> &[u8] {
+        slice(&self.text, text)
+    }
+
+    fn entry(&self, record: &Record) -> Entry<'_> {
+        let metadata = record.metadata;
+        let kind = match record.kind {
+            Kind::File { size, sha256 } => EntryKind::File { size, sha256 },
+            Kind::Directory { opaque, implied } => {
+                return Entry::Directory {
+                    opaque,
+                    metadata: (!implied).then_some(metadata),
+                };
+            }
+            Kind::Symlink(target) => EntryKind::Symlink {
+                target: self.text(target),
+            },
+            Kind::CharDevice { major, minor } => EntryKind::CharDevice { major, minor },
+            Kind::BlockDevice { major, minor } => EntryKind::BlockDevice { major, minor },
+            Kind::Fifo => EntryKind::Fifo,
+            Kind::Hardlink(target) => {
+                return Entry::Hardlink {
+                    target: self.text(target),
+                };
+            }
+            Kind::Whiteout => return Entry::Whiteout,
+        };
+        Entry::Node { kind, metadata }
+    }
+}
+
+/// The order of entries: a directory, then all that is in it, then its next sibling.
+pub fn compare(a: &[u8], b: &[u8]) -> Ordering {
+    // No name holds a NUL, so that it can stand for the slash, which must sort before any byte.
+    let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    a.iter().map(key).cmp(b.iter().map(key))
+}
+
+/// Whether `path` lies in the directory `directory`, at any depth.
+pub(super) fn is_within(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory)
+        .is_some_and(|rest| rest.first() == Some(&b'/'))
+}
+
+fn slice(arena: &[u8], text: Text) -> &[u8] {
+    let start = usize::try_from(text.offset).unwrap_or(usize::MAX);
+    arena
+        .get(start..start.saturating_add(usize::from(text.length)))
+        .unwrap_or_default()
+}
+
+/// Entries cannot make a layer.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum BuildError {
+    #[error("more than {ENTRIES_MAX} entries")]
+    TooManyEntries,
+    #[error("paths and link targets of more than {TEXT_BYTES_MAX} bytes together")]
+    TooMuchText,
+    #[error("path or link target longer than {PATH_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("entries are not in order")]
+    Order,
+    #[error("a path has an empty, `.` or `..` component or a NUL")]
+    Path,
+    #[error("an entry lies in no directory of its layer")]
+    Orphan,
+}
+
+/// Makes a layer of entries that come in the order of [`compare`], each after its directory.
+pub(super) struct LayerBuilder {
+    text: Vec<u8>,
+    records: Vec<Record>,
+    // The directories that the last entry lies in, outermost first.
+    directories: Vec<Text>,
+}
+
+impl LayerBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            text: Vec::new(),
+            records: Vec::new(),
+            directories: Vec::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, path: &[u8], entry: Entry<'_>) -> Result<(), BuildError> {
+        if self.records.len() == ENTRIES_MAX {
+            return Err(BuildError::TooManyEntries);
+        }
+        let refused = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.contains(&0);
+        if path.split(|byte| *byte == b'/').any(refused) {
+            return Err(BuildError::Path);
+        }
+        if let Some(last) = self.records.last()
+            && compare(slice(&self.text, last.path), path) != Ordering::Less
+        {
+            return Err(BuildError::Order);
+        }
+        while let Some(last) = self.directories.last()
+            && !is_within(path, slice(&self.text, *last))
+        {
+            self.directories.pop();
+        }
+        let parent = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        if self
+            .directories
+            .last()
+            .map_or(0, |last| usize::from(last.length))
+            != parent
+        {
+            return Err(BuildError::Orphan);
+        }
+
+        let path = self.store(path)?;
+        let mut metadata = Metadata {
+            mode: 0,
+            uid: 0,
+            gid: 0,
+        };
+        let kind = match entry {
+            Entry::Directory {
+                opaque,
+                metadata: stated,
+            } => {
+                self.directories.push(path);
+                metadata = stated.unwrap_or(metadata);
+                Kind::Directory {
+                    opaque,
+                    implied: stated.is_none(),
+                }
+            }
+            Entry::Node {
+                kind,
+                metadata: stated,
+            } => {
+                metadata = stated;
+                match kind {
+                    EntryKind::File { size, sha256 } => Kind::File { size, sha256 },
+                    EntryKind::Directory => {
+                        self.directories.push(path);
+                        Kind::Directory {
+                            opaque: false,
+                            implied: false,
+                        }
+                    }
+                    EntryKind::Symlink { target } => Kind::Symlink(self.store(target)?),
+                    EntryKind::CharDevice { major, minor } => Kind::CharDevice { major, minor },
+                    EntryKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
+                    EntryKind::Fifo => Kind::Fifo,
+                }
+            }
+            Entry::Hardlink { target } => Kind::Hardlink(self.store(target)?),
+            Entry::Whiteout => Kind::Whiteout,
+        };
+        self.records.push(Record {
+            path,
+            kind,
+            metadata,
+        });
+        Ok(())
+    }
+
+    pub(super) fn finish(self, diff_id: Digest) -> Layer {
+        let mut hashes: Vec<(Sha256, u32)> = (0..)
+            .zip(&self.records)
+            .filter_map(|(index, record)| match record.kind {
+                Kind::File { sha256, .. } => Some((sha256, index)),
+                _ => None,
+            })
+            .collect();
+        hashes.sort_unstable();
+        Layer {
+            diff_id,
+            text: self.text.into(),
+            records: self.records.into(),
+            by_sha256: hashes.into_iter().map(|(_, index)| index).collect(),
+        }
+    }
+
+    fn store(&mut self, text: &[u8]) -> Result<Text, BuildError> {
+        if text.len() > PATH_BYTES_MAX {
+            return Err(BuildError::TooLong);
+        }
+        if self.text.len() + text.len() > TEXT_BYTES_MAX {
+            return Err(BuildError::TooMuchText);
+        }
+        let offset = u32::try_from(self.text.len()).map_err(|_| BuildError::TooMuchText)?;
+        let length = u16::try_from(text.len()).map_err(|_| BuildError::TooLong)?;
+        self.text.extend_from_slice(text);
+        Ok(Text { offset, length })
+    }
+}

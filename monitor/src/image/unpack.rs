@@ -1,0 +1,248 @@
+//! From the stream of a layer blob to a [`Layer`]: what containerd's overlay unpacker would leave
+//! in the directory of this layer, without writing it.
+
+use std::{
+    io::{self, BufRead, Read},
+    mem,
+};
+
+use flate2::bufread::MultiGzDecoder;
+use sha2::Digest as _;
+
+use super::{
+    blobs::{BlobError, BlobReader},
+    layer::{BuildError, ENTRIES_MAX, Layer, PATH_BYTES_MAX, TEXT_BYTES_MAX},
+    manifest::DigestMismatch,
+    tar::TarReader,
+    tree::{LINKS_MAX, Tree},
+};
+use crate::digest::{Digest, Sha256};
+
+/// Bytes of an uncompressed layer; a longer one is refused.
+pub const LAYER_BYTES_MAX: u64 = 64 << 30;
+
+/// Bytes hashed at once.
+const BUFFER_BYTES: usize = 128 << 10;
+
+const GZIP: &[u8] = &[0x1f, 0x8b];
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+
+/// A layer blob cannot be read as a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The bytes could not be had.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// The blob is not the one that the manifest names.
+    #[error("layer blob is not the one that the manifest names: {0}")]
+    BlobDigest(DigestMismatch),
+    /// The uncompressed blob is not the one that the config names.
+    #[error("uncompressed layer is not the one that the config names: {0}")]
+    DiffId(DigestMismatch),
+    /// Compressed in a way that is not read.
+    #[error("unsupported compression {0}")]
+    Compression(&'static str),
+    /// Not what its compression says.
+    #[error("cannot decompress: {0}")]
+    Decompress(String),
+    /// Ends within an entry or within compressed data.
+    #[error("truncated layer")]
+    Truncated,
+    /// Longer than [`LAYER_BYTES_MAX`].
+    #[error("uncompressed layer of more than {LAYER_BYTES_MAX} bytes")]
+    TooLarge,
+    /// A tar header holds something that cannot be read.
+    #[error("malformed tar header: {0}")]
+    Header(&'static str),
+    /// A pax header or long name longer than Go reads.
+    #[error("tar name extension of {0} bytes")]
+    ExtensionTooLong(u64),
+    /// An entry that containerd does not unpack.
+    #[error("tar entry of unknown type {0:#04x}")]
+    EntryType(u8),
+    /// Sparse files are not read.
+    #[error("sparse file in layer")]
+    Sparse,
+    /// A path longer than [`PATH_BYTES_MAX`].
+    #[error("path of {0} bytes; at most {PATH_BYTES_MAX} are read")]
+    PathTooLong(usize),
+    /// A path that holds a NUL.
+    #[error("path with a NUL")]
+    NulInPath,
+    /// A path that leads out of its directory.
+    #[error("path {0:?} has a `..` component")]
+    ParentInPath(String),
+    /// A whiteout that names no file.
+    #[error("whiteout {0:?} names no file")]
+    Whiteout(String),
+    /// An entry in something that is no directory.
+    #[error("path {0:?} lies in something that is not a directory")]
+    NotADirectory(String),
+    /// A hard link to a directory.
+    #[error("hard link {0:?} to a directory")]
+    DirectoryLink(String),
+    /// Symlinks that lead to each other.
+    #[error("path {0:?} leads through more than {LINKS_MAX} symlinks")]
+    Links(String),
+    /// More than [`ENTRIES_MAX`].
+    #[error("more than {ENTRIES_MAX} entries")]
+    TooManyEntries,
+    /// More than [`TEXT_BYTES_MAX`].
+    #[error("paths and link targets of more than {TEXT_BYTES_MAX} bytes together")]
+    TooMuchText,
+    /// The entries do not make a layer; a defect of this program.
+    #[error("inconsistent layer: {0}")]
+    Inconsistent(String),
+}
+
+impl From<io::Error> for LayerError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return Self::Truncated;
+        }
+        let error = match error.downcast::<BlobError>() {
+            Ok(blob) => return Self::Blob(blob),
+            Err(error) => error,
+        };
+        match error.downcast::<Self>() {
+            Ok(own) => own,
+            Err(error) => Self::Decompress(error.to_string()),
+        }
+    }
+}
+
+impl From<BuildError> for LayerError {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::TooManyEntries => Self::TooManyEntries,
+            BuildError::TooMuchText => Self::TooMuchText,
+            other => Self::Inconsistent(other.to_string()),
+        }
+    }
+}
+
+/// Reads a layer to its end and checks both digests. Blocks; memory does not depend on the size of
+/// the files in it.
+pub(super) fn read_layer(
+    mut blob: BlobReader,
+    blob_digest: &Digest,
+    diff_id: &Digest,
+) -> Result<Layer, LayerError> {
+    if blob.starts_with(ZSTD)? {
+        return Err(LayerError::Compression("zstd"));
+    }
+    let source = if blob.starts_with(GZIP)? {
+        Source::Gzip(Box::new(MultiGzDecoder::new(blob)))
+    } else {
+        Source::Plain(blob)
+    };
+    let mut reader = TarReader::new(Hashing::new(source));
+    let outcome = read_entries(&mut reader);
+    let mut stream = reader.into_inner();
+    let outcome = outcome.and_then(|tree| stream.finish().map(|seen| (tree, seen)));
+    if let Err(LayerError::Blob(error)) = outcome {
+        return Err(LayerError::Blob(error));
+    }
+
+    // Bytes that are not those of the manifest explain any other fault, so they are looked for
+    // first, to the end of the blob.
+    let seen = match stream.source {
+        Source::Plain(blob) => blob.finish()?,
+        Source::Gzip(decoder) => decoder.into_inner().finish()?,
+    };
+    if seen != *blob_digest {
+        return Err(LayerError::BlobDigest(DigestMismatch {
+            expected: *blob_digest,
+            seen,
+        }));
+    }
+    let (tree, seen) = outcome?;
+    if seen != *diff_id {
+        return Err(LayerError::DiffId(DigestMismatch {
+            expected: *diff_id,
+            seen,
+        }));
+    }
+    tree.into_layer(seen)
+}
+
+fn read_entries<R: BufRead>(reader: &mut TarReader<R>) -> Result<Tree, LayerError> {
+    let mut tree = Tree::new();
+    while let Some(entry) = reader.next()? {
+        tree.apply(entry)?;
+    }
+    Ok(tree)
+}
+
+enum Source {
+    Plain(BlobReader),
+    // Much larger than a plain reader.
+    Gzip(Box<MultiGzDecoder<BlobReader>>),
+}
+
+/// The uncompressed stream, hashed a buffer at a time.
+struct Hashing {
+    source: Source,
+    buffer: Vec<u8>,
+    start: usize,
+    hash: sha2::Sha256,
+    total: u64,
+}
+
+impl Hashing {
+    fn new(source: Source) -> Self {
+        let hash = sha2::Sha256::new();
+        Self {
+            source,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+            start: 0,
+            hash,
+            total: 0,
+        }
+    }
+
+    /// Reads what is left and gives the digest of the whole.
+    fn finish(&mut self) -> Result<Digest, LayerError> {
+        loop {
+            let length = self.fill_buf()?.len();
+            if length == 0 {
+                return Ok(Digest(Sha256(mem::take(&mut self.hash).finalize().into())));
+            }
+            self.consume(length);
+        }
+    }
+}
+
+impl BufRead for Hashing {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.start == self.buffer.len() {
+            self.start = 0;
+            self.buffer.clear();
+            let limit = u64::try_from(BUFFER_BYTES).unwrap_or(u64::MAX);
+            let read = match &mut self.source {
+                Source::Plain(blob) => blob.take(limit).read_to_end(&mut self.buffer)?,
+                Source::Gzip(decoder) => decoder.take(limit).read_to_end(&mut self.buffer)?,
+            };
+            self.hash.update(&self.buffer);
+            self.total = self
+                .total
+                .saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
+            if self.total > LAYER_BYTES_MAX {
+                return Err(io::Error::other(LayerError::TooLarge));
+            }
+        }
+        Ok(self.buffer.get(self.start..).unwrap_or_default())
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.start = self.start.saturating_add(amount).min(self.buffer.len());
+    }
+}
+
+impl Read for Hashing {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(into)?;
+        self.consume(read);
+        Ok(read)
+    }
+}

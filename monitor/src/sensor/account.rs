@@ -1,0 +1,73 @@
+//! The account: what became of every run of a hook (design, promise 4).
+
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use monitor_common::HookCounters;
+
+/// [`HookCounters`] as a map value.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct KernelCounters(pub(super) HookCounters);
+
+// SAFETY: plain integers without padding, as `HookCounters` proves by deriving `FromBytes`.
+unsafe impl aya::Pod for KernelCounters {}
+
+/// One hook over all CPUs:
+/// `seen = unwatched + submitted + ring_full + unreadable`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HookAccount {
+    /// See [`HookCounters`].
+    pub counters: HookCounters,
+    /// Runs that the kernel skipped because the program was already running on that CPU.
+    pub recursion_misses: u64,
+}
+
+impl HookAccount {
+    pub(super) fn add(&mut self, other: &HookCounters) {
+        let own = &mut self.counters;
+        own.seen += other.seen;
+        own.unwatched += other.unwatched;
+        own.submitted += other.submitted;
+        own.ring_full += other.ring_full;
+        own.unreadable += other.unreadable;
+        own.truncated += other.truncated;
+    }
+}
+
+/// What fanotify held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldCounters {
+    /// Files held.
+    pub held: u64,
+    /// Overflows of fanotify's queue; how many files each lost is not known.
+    pub queue_overflows: u64,
+    /// Held files let go because too many waited for their exec.
+    pub evicted: u64,
+}
+
+/// What became of everything the sensor saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// The exec hook.
+    pub exec: HookAccount,
+    /// Records read from the ring: `submitted = received + still in the ring`.
+    pub received: u64,
+    /// Of those, records that were not readable as such.
+    pub undecodable: u64,
+    /// Held files.
+    pub held: HeldCounters,
+}
+
+/// `recursion_misses` of a loaded program, by the kernel's fdinfo (`bpf_prog_show_fdinfo`).
+pub(super) fn recursion_misses(program: impl AsFd) -> u64 {
+    fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd()))
+        .ok()
+        .and_then(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
+        })
+        .unwrap_or(0)
+}

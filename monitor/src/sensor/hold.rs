@@ -1,0 +1,204 @@
+//! Holds what is executed (design, promise 7): descriptors that survive the process, the name and
+//! the mount.
+//!
+//! fanotify's `FAN_OPEN_EXEC` on a container's root gives a descriptor for each file that execve
+//! opens. The kernel queues it before `sched_process_exec` runs, so that a reader which empties
+//! the ring first and this queue second finds every file of every exec it has read.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, OFlag, open},
+    sys::{
+        fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags},
+        stat::Mode,
+    },
+};
+
+use monitor_common::exec::FILE_OVERLAY;
+
+use super::{account::HeldCounters, event::Exec};
+
+/// Held files that may wait for their exec; the oldest is let go for a new one. An exec takes its
+/// files within a millisecond, so what waits long is of execs that failed.
+const WAITING_MAX: usize = 4096;
+/// How long a held file waits for its exec.
+const WAITING_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Files cannot be held.
+#[derive(Debug, thiserror::Error)]
+pub enum HolderError {
+    /// No fanotify.
+    #[error("cannot create a fanotify group (needs CAP_SYS_ADMIN): {0}")]
+    Init(Errno),
+    /// The filesystem could not be marked.
+    #[error(
+        "cannot hold what is executed below {path}: {source}; files of this container that are gone when they are judged will have hash_state gone"
+    )]
+    Mark {
+        /// The container's root on the host.
+        path: PathBuf,
+        /// Why.
+        source: Errno,
+    },
+}
+
+/// The fanotify group.
+pub struct Holder {
+    group: Fanotify,
+    waiting: Mutex<VecDeque<Held>>,
+    held: AtomicU64,
+    queue_overflows: AtomicU64,
+    evicted: AtomicU64,
+}
+
+struct Held {
+    since: Instant,
+    pid: u32,
+    file: OwnedFd,
+}
+
+impl Holder {
+    /// Creates the group; nothing is held until a filesystem is marked.
+    pub fn new() -> Result<Self, HolderError> {
+        let group = Fanotify::init(
+            InitFlags::FAN_CLASS_NOTIF
+                | InitFlags::FAN_CLOEXEC
+                | InitFlags::FAN_NONBLOCK
+                | InitFlags::FAN_UNLIMITED_MARKS,
+            EventFFlags::O_RDONLY | EventFFlags::O_LARGEFILE | EventFFlags::O_CLOEXEC,
+        )
+        .map_err(HolderError::Init)?;
+        Ok(Self {
+            group,
+            waiting: Mutex::default(),
+            held: AtomicU64::new(0),
+            queue_overflows: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+        })
+    }
+
+    /// Holds what is executed from the filesystem mounted at `rootfs`.
+    pub fn mark(&self, rootfs: &Path) -> Result<(), HolderError> {
+        self.group
+            .mark(
+                MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM,
+                MaskFlags::FAN_OPEN_EXEC,
+                AT_FDCWD,
+                Some(rootfs),
+            )
+            .map_err(|source| HolderError::Mark {
+                path: rootfs.to_owned(),
+                source,
+            })
+    }
+
+    /// Takes over what the kernel has queued.
+    pub(super) fn drain(&self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        loop {
+            let events = match self.group.read_events() {
+                Ok(events) => events,
+                Err(Errno::EAGAIN) => break,
+                Err(error) => {
+                    // The event whose file could not be opened is consumed by the failed read.
+                    tracing::debug!(%error, "a file that was executed could not be held");
+                    self.evicted.fetch_add(1, Ordering::Relaxed);
+                    break;
+                }
+            };
+            for event in events {
+                if event.mask().contains(MaskFlags::FAN_Q_OVERFLOW) {
+                    self.queue_overflows.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                let Some(Ok(file)) = event.fd().map(|fd| fd.try_clone_to_owned()) else {
+                    self.evicted.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                };
+                self.held.fetch_add(1, Ordering::Relaxed);
+                waiting.push_back(Held {
+                    since: now,
+                    pid: event.pid().unsigned_abs(),
+                    file,
+                });
+            }
+        }
+        while waiting.len() > WAITING_MAX {
+            waiting.pop_front();
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+        }
+        while waiting
+            .front()
+            .is_some_and(|held| now.duration_since(held.since) > WAITING_TIME_MAX)
+        {
+            waiting.pop_front();
+        }
+    }
+
+    /// The files held of the exec by `pid`, in the order of opening.
+    pub(super) fn take(&self, pid: u32) -> Vec<OwnedFd> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.iter().any(|held| held.pid == pid) {
+            return Vec::new();
+        }
+        let (taken, kept): (VecDeque<_>, VecDeque<_>) =
+            waiting.drain(..).partition(|held| held.pid == pid);
+        *waiting = kept;
+        taken.into_iter().map(|held| held.file).collect()
+    }
+
+    pub(super) fn counters(&self) -> HeldCounters {
+        HeldCounters {
+            held: self.held.load(Ordering::Relaxed),
+            queue_overflows: self.queue_overflows.load(Ordering::Relaxed),
+            evicted: self.evicted.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Filesystems whose server may be slow, gone, or the container itself: looking at their files may
+/// never return (`s_magic` of FUSE, NFS, 9p, CIFS, SMB2, Ceph).
+const REMOTE_FILESYSTEMS: [u32; 6] = [
+    0x6573_5546,
+    0x6969,
+    0x0102_1997,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x00c3_6400,
+];
+
+/// What fanotify's marks do not cover (memory, volumes): the program by `/proc/PID/exe`, as a path
+/// only, since opening it may block. `None` where it is covered, or the process has gone.
+pub(super) fn program(exec: &Exec) -> Option<OwnedFd> {
+    let facts = &exec.file.facts;
+    let covered = facts.flags & FILE_OVERLAY != 0 && !exec.held.is_empty();
+    if covered || REMOTE_FILESYSTEMS.contains(&facts.filesystem_magic) {
+        return None;
+    }
+    let path = format!("/proc/{}/exe", exec.process.pid);
+    open(
+        path.as_str(),
+        OFlag::O_PATH | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()
+}
+
+impl From<HolderError> for io::Error {
+    fn from(error: HolderError) -> Self {
+        Self::other(error)
+    }
+}

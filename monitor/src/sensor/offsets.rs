@@ -1,0 +1,120 @@
+//! The running kernel's offsets, all of them or an error that names the missing one.
+
+use std::{fs, io, os::unix::fs::MetadataExt};
+
+use monitor_common::offsets::KernelOffsets;
+
+use super::btf::{Btf, BtfError};
+
+/// The kernel's BTF.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+/// overlayfs's own, where it is a module.
+pub const OVERLAY_BTF: &str = "/sys/kernel/btf/overlay";
+
+/// The offsets could not be found, so that no hook that needs them may be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum OffsetsError {
+    /// No BTF, or no access to it.
+    #[error(
+        "cannot read the kernel's type information at {path}: {source}; monitord needs a kernel built with CONFIG_DEBUG_INFO_BTF (5.17 or later) and /sys mounted"
+    )]
+    Read {
+        /// The file.
+        path: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel lacks something.
+    #[error(
+        "exec hook refused, offset {field}: {source}; this kernel is not supported yet, report its version"
+    )]
+    Missing {
+        /// The field of [`KernelOffsets`].
+        field: &'static str,
+        /// What is missing.
+        source: BtfError,
+    },
+    /// BTF is damaged.
+    #[error("cannot use {path}: {source}")]
+    Malformed {
+        /// The file.
+        path: &'static str,
+        /// Why.
+        source: BtfError,
+    },
+    /// The host's mount namespace could not be told.
+    #[error(
+        "cannot stat /proc/1/ns/mnt to know the host's mount namespace: {0}; monitord must run as root in the host's pid namespace"
+    )]
+    HostNamespace(io::Error),
+}
+
+/// Reads the offsets of the running kernel (about 10 ms).
+pub fn read() -> Result<KernelOffsets, OffsetsError> {
+    let load = |path| fs::read(path).map_err(|source| OffsetsError::Read { path, source });
+    let malformed = |path| move |source| OffsetsError::Malformed { path, source };
+    let kernel_bytes = load(KERNEL_BTF)?;
+    let kernel = Btf::parse(&kernel_bytes, None).map_err(malformed(KERNEL_BTF))?;
+    let mut offsets = find(&kernel)?;
+    offsets.ovl_upper_dentry = match find_overlay(&kernel) {
+        Ok(offset) => offset,
+        // Built as a module: its types are in its own BTF, once it is loaded.
+        Err(_) => {
+            let overlay_bytes = load(OVERLAY_BTF)?;
+            let overlay =
+                Btf::parse(&overlay_bytes, Some(&kernel)).map_err(malformed(OVERLAY_BTF))?;
+            find_overlay(&overlay).map_err(|source| OffsetsError::Missing {
+                field: "ovl_upper_dentry",
+                source,
+            })?
+        }
+    };
+    let namespace = host_mount_namespace().map_err(OffsetsError::HostNamespace)?;
+    offsets.host_mount_namespace = u32::try_from(namespace).map_err(|_| {
+        OffsetsError::HostNamespace(io::Error::other("its inode number exceeds 32 bits"))
+    })?;
+    Ok(offsets)
+}
+
+/// Of init, or where init has capabilities that this process lacks, of the kernel's threads.
+fn host_mount_namespace() -> io::Result<u64> {
+    let of_init = fs::metadata("/proc/1/ns/mnt");
+    of_init
+        .or_else(|error| fs::metadata("/proc/2/ns/mnt").map_err(|_| error))
+        .map(|file| file.ino())
+}
+
+fn find_overlay(btf: &Btf<'_>) -> Result<u32, BtfError> {
+    let upper = btf.member_offset("ovl_inode", "__upperdentry")?;
+    let inode = btf.member_offset("ovl_inode", "vfs_inode")?;
+    upper.checked_sub(inode).ok_or(BtfError::Malformed(
+        "ovl_inode keeps its upper dentry before its inode",
+    ))
+}
+
+/// Looks up every member, by the first of its names that the kernel knows.
+fn find(btf: &Btf<'_>) -> Result<KernelOffsets, OffsetsError> {
+    let mut offsets = KernelOffsets::ZERO;
+    for (index, member) in KernelOffsets::MEMBERS.iter().enumerate() {
+        let missing = |source| OffsetsError::Missing {
+            field: member.field,
+            source,
+        };
+        let found = member
+            .paths
+            .iter()
+            .find_map(|path| btf.member_offset(member.structure, path).ok())
+            .ok_or_else(|| {
+                missing(BtfError::NoMember {
+                    structure: member.structure.to_owned(),
+                    member: member.paths.join(" or "),
+                })
+            })?;
+        if !offsets.set(index, found) {
+            return Err(missing(BtfError::Malformed(
+                "the list of offsets and the struct disagree",
+            )));
+        }
+    }
+    Ok(offsets)
+}

@@ -1,0 +1,127 @@
+//! The thread that empties the ring buffer. It never judges and never waits for a judge longer
+//! than the channel is full: then the ring fills, and the kernel side counts what did not fit.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use aya::maps::{MapData, RingBuf};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::mpsc;
+
+use super::{
+    decode,
+    event::Exec,
+    hold::{self, Holder},
+};
+
+/// Records read before the held files are joined to them.
+const BATCH: usize = 256;
+/// How long the thread sleeps at most before it looks at fanotify's queue and at `stop`.
+const PATIENCE_MS: u16 = 100;
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) received: AtomicU64,
+    pub(super) undecodable: AtomicU64,
+}
+
+/// The running thread; stops when dropped.
+pub(super) struct Reader {
+    pub(super) counters: Arc<Counters>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Reader {
+    pub(super) fn start(
+        records: RingBuf<MapData>,
+        holder: Arc<Holder>,
+        events: mpsc::Sender<Exec>,
+    ) -> io::Result<Self> {
+        let counters = Arc::new(Counters::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::Builder::new().name("sensor".to_owned()).spawn({
+            let (counters, stop) = (Arc::clone(&counters), Arc::clone(&stop));
+            move || read(records, &holder, &events, &counters, &stop)
+        })?;
+        Ok(Self {
+            counters,
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that reads the ring buffer had panicked");
+        }
+    }
+}
+
+fn read(
+    mut records: RingBuf<MapData>,
+    holder: &Holder,
+    events: &mpsc::Sender<Exec>,
+    counters: &Counters,
+    stop: &AtomicBool,
+) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        // Before the batch, so that what was submitted before the stop is still read.
+        let stopping = stop.load(Ordering::Relaxed);
+        take_batch(&mut records, &mut batch, counters);
+        // After the ring: see `hold`.
+        holder.drain();
+        if batch.is_empty() {
+            if stopping {
+                return;
+            }
+            wait(&records);
+            continue;
+        }
+        for mut exec in batch.drain(..) {
+            exec.held = holder.take(exec.process.pid);
+            if let Some(program) = hold::program(&exec) {
+                exec.held.push(program);
+            }
+            if events.blocking_send(exec).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn take_batch(records: &mut RingBuf<MapData>, batch: &mut Vec<Exec>, counters: &Counters) {
+    while batch.len() < BATCH {
+        let Some(record) = records.next() else { return };
+        counters.received.fetch_add(1, Ordering::Relaxed);
+        match decode::decode(&record) {
+            Ok(exec) => batch.push(exec),
+            Err(error) => {
+                counters.undecodable.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "a record from the kernel was not readable");
+            }
+        }
+    }
+}
+
+fn wait(records: &RingBuf<MapData>) {
+    let mut ready = [PollFd::new(records.as_fd(), PollFlags::POLLIN)];
+    if let Err(error) = poll(&mut ready, PollTimeout::from(PATIENCE_MS))
+        && error != nix::errno::Errno::EINTR
+    {
+        tracing::error!(%error, "cannot wait for the ring buffer");
+    }
+}

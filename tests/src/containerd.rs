@@ -1,0 +1,354 @@
+//! A containerd of our own, as one process with its own directories.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    image::Image,
+    poll::{PATIENCE, TEARDOWN, until},
+    scratch::Scratch,
+};
+
+/// A private containerd. Dropping it removes it, its containers and all that they left.
+#[derive(Debug)]
+pub struct Containerd {
+    // Before the directory, so that the process is reaped first.
+    process: Process,
+    scratch: Scratch,
+}
+
+impl Containerd {
+    /// Starts containerd and waits until it answers.
+    pub fn start() -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let directory = scratch.path().display();
+        // What is disabled here either needs a network, or probes the machine's block devices, or
+        // would write outside the directory.
+        let config = format!(
+            r#"version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+disabled_plugins = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+]
+[grpc]
+address = "{directory}/containerd.sock"
+[ttrpc]
+address = "{directory}/containerd.sock.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{directory}/opt"
+"#
+        );
+        fs::write(scratch.path().join("config.toml"), config)?;
+        let containerd = Self {
+            process: Process::default(),
+            scratch,
+        };
+        containerd.restart()?;
+        Ok(containerd)
+    }
+
+    /// Starts it on the directories it already has, and waits until it answers.
+    pub fn restart(&self) -> Result<()> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory().join("containerd.log"))?;
+        let child = Command::new("containerd")
+            .arg("--config")
+            .arg(self.directory().join("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start containerd; is the package containerd installed?")?;
+        self.process.set(child);
+        until("containerd to answer", PATIENCE, || {
+            if let Some(status) = self.process.try_wait()? {
+                bail!("containerd ended with {status}: {}", self.log());
+            }
+            self.ctr(["version"]).map(drop)
+        })
+    }
+
+    /// Kills containerd (SIGKILL), not its containers.
+    pub fn kill(&self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// The address for `--containerd` and `ctr --address`.
+    pub fn address(&self) -> PathBuf {
+        self.directory().join("containerd.sock")
+    }
+
+    /// A directory for whatever belongs to this containerd's life.
+    pub fn directory(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// The namespace of [`Containerd::ctr`].
+    pub fn namespace(&self) -> &str {
+        self.scratch.namespace()
+    }
+
+    /// What is left on the machine outside [`Containerd::directory`], one line each.
+    pub fn leftovers(&self) -> Vec<String> {
+        self.scratch.leftovers()
+    }
+
+    /// Ends everything and removes it, or says what remains.
+    pub fn remove(self) -> Result<()> {
+        self.process.kill()?;
+        self.scratch.remove()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory().join("containerd.log")).unwrap_or_default()
+    }
+
+    /// Where the content store keeps a blob.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        self.directory()
+            .join("root/io.containerd.content.v1.content/blobs")
+            .join(digest.replacen(':', "/", 1))
+    }
+
+    /// `ctr` at this containerd and in its namespace.
+    pub fn command(&self) -> Command {
+        self.command_in(self.namespace())
+    }
+
+    /// `ctr` in an additional namespace; it must begin with [`Containerd::namespace`] and `-`.
+    pub fn command_in(&self, namespace: &str) -> Command {
+        let mut command = Command::new("ctr");
+        command
+            .arg("--address")
+            .arg(self.address())
+            .args(["--namespace", namespace]);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `ctr` to its end and gives its output; fails if it failed.
+    pub fn ctr<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+        output(self.command().args(arguments))
+    }
+
+    /// Brings an image into the content store and unpacks it.
+    pub fn import(&self, image: &Image) -> Result<()> {
+        self.import_in(self.namespace(), image)
+    }
+
+    /// The same in an additional namespace, see [`Containerd::command_in`].
+    pub fn import_in(&self, namespace: &str, image: &Image) -> Result<()> {
+        let file = tempfile::NamedTempFile::new_in(self.directory())?;
+        fs::write(file.path(), image.archive()?)?;
+        output(
+            self.command_in(namespace)
+                .args(["images", "import"])
+                .arg(file.path()),
+        )
+        .with_context(|| format!("cannot import {}", image.reference))
+        .map(drop)
+    }
+
+    /// Runs a container to its end, removes it, and fails if its program failed.
+    pub fn run_ok(&self, run: &Run) -> Result<String> {
+        output(self.run_command(run).args(["--rm"]).args(run.tail()))
+    }
+
+    /// Starts a container and leaves it running.
+    pub fn start_container(&self, run: &Run) -> Result<()> {
+        output(
+            self.run_command(run)
+                .args(["--detach", "--null-io"])
+                .args(run.tail()),
+        )
+        .map(drop)
+    }
+
+    /// Puts a process into a running container and waits for its end.
+    pub fn exec<S: AsRef<OsStr>>(
+        &self,
+        container: &str,
+        exec_id: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String> {
+        output(
+            self.command()
+                .args(["tasks", "exec", "--fifo-dir"])
+                .arg(self.directory().join("fifo"))
+                .args(["--exec-id", exec_id, container])
+                .args(arguments),
+        )
+    }
+
+    /// Kills a container's task and removes both.
+    pub fn delete(&self, container: &str) -> Result<()> {
+        self.ctr(["tasks", "delete", "--force", container])?;
+        self.ctr(["containers", "delete", container]).map(drop)
+    }
+
+    /// The host's process id of a container's init.
+    pub fn task_pid(&self, container: &str) -> Result<u32> {
+        let tasks = self.ctr(["tasks", "list"])?;
+        tasks
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find_map(|fields| match fields.as_slice() {
+                [id, pid, ..] if *id == container => pid.parse().ok(),
+                _ => None,
+            })
+            .with_context(|| format!("no task {container} in {tasks}"))
+    }
+
+    fn run_command(&self, run: &Run) -> Command {
+        let namespace = run.namespace.as_deref().unwrap_or(self.namespace());
+        let mut command = self.command_in(namespace);
+        command
+            .args(["run", "--fifo-dir"])
+            .arg(self.directory().join("fifo"))
+            .args(&run.flags);
+        command
+    }
+}
+
+/// What to run, as `ctr run` takes it.
+#[derive(Clone, Debug)]
+pub struct Run {
+    image: String,
+    /// The container's id.
+    pub id: String,
+    arguments: Vec<String>,
+    flags: Vec<String>,
+    namespace: Option<String>,
+}
+
+impl Run {
+    /// A container `id` from `image` (a reference, or a directory with the flag `--rootfs`) that
+    /// runs the image's own command.
+    pub fn new(image: impl Into<String>, id: impl Into<String>) -> Self {
+        Self {
+            image: image.into(),
+            id: id.into(),
+            arguments: Vec::new(),
+            flags: Vec::new(),
+            namespace: None,
+        }
+    }
+
+    /// Runs this instead of the image's command.
+    #[must_use]
+    pub fn arguments<S: Into<String>>(mut self, list: impl IntoIterator<Item = S>) -> Self {
+        self.arguments = list.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Runs a line of shell.
+    #[must_use]
+    pub fn shell(self, line: &str) -> Self {
+        self.arguments(["/bin/sh", "-c", line])
+    }
+
+    /// Further options of `ctr run`.
+    #[must_use]
+    pub fn flags<S: Into<String>>(mut self, list: impl IntoIterator<Item = S>) -> Self {
+        self.flags = list.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// In another namespace than the containerd's usual one.
+    #[must_use]
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = Some(namespace.into());
+        self
+    }
+
+    fn tail(&self) -> impl Iterator<Item = &String> {
+        [&self.image, &self.id].into_iter().chain(&self.arguments)
+    }
+}
+
+/// Runs a command to its end; its standard output, or an error with all it said.
+pub fn output(command: &mut Command) -> Result<String> {
+    let line = format!("{command:?}");
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {line}"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{line} ended with {}: {stdout}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(stdout)
+}
+
+/// A child process that is never left unreaped.
+#[derive(Debug, Default)]
+pub struct Process(Mutex<Option<Child>>);
+
+impl Process {
+    /// Takes over a child; one that was held before is killed.
+    pub fn set(&self, child: Child) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut old) = held.replace(child) {
+            let _ = old.kill();
+            let _ = old.wait();
+        }
+    }
+
+    /// Its process id, if there is one.
+    pub fn id(&self) -> Option<u32> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(Child::id)
+    }
+
+    /// Its end, if it has ended.
+    pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match held.as_mut() {
+            Some(child) => child.try_wait()?,
+            None => None,
+        })
+    }
+
+    /// Waits for its end, up to [`TEARDOWN`].
+    pub fn wait(&self) -> Result<ExitStatus> {
+        until("a process to end", TEARDOWN, || {
+            self.try_wait()?.context("it still runs")
+        })
+    }
+
+    /// Kills and reaps it.
+    pub fn kill(&self) -> Result<()> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut child) = held {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}

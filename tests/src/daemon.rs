@@ -1,0 +1,237 @@
+//! monitord and monitorctl as their users have them: programs, options, JSON lines.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs::{self, File},
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::{
+    alerts::Alerts,
+    containerd::{Process, output},
+    poll::{Deadline, PATIENCE, until},
+};
+
+/// The node name that the daemon is given.
+pub const NODE: &str = "test-node";
+/// How much of a log an error shows.
+const LOG_LINES_MAX: usize = 30;
+
+/// The program to test: from the environment, else as `cargo xtask build` leaves it.
+pub fn program(variable: &str, name: &str) -> Result<PathBuf> {
+    let path = env::var_os(variable).map_or_else(
+        || {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../target/release")
+                .join(name)
+        },
+        PathBuf::from,
+    );
+    ensure!(
+        path.is_file(),
+        "{} does not exist: run `cargo xtask build`, or name the program in {variable}",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// A monitord and the directory that holds its socket, state and log.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Process,
+    directory: PathBuf,
+}
+
+impl Daemon {
+    /// Starts monitord at a containerd and waits until it is ready. What it writes goes below
+    /// `directory`, which is made if it is not there.
+    pub fn start(containerd: &Path, directory: &Path) -> Result<Self> {
+        let daemon = Self::spawn(&mut Self::command(containerd, directory)?, directory)?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// The command that [`Daemon::start`] uses, to be changed.
+    pub fn command(containerd: &Path, directory: &Path) -> Result<Command> {
+        let mut command = Command::new(program("MONITORD", "monitord")?);
+        command.args(Self::arguments(containerd, directory));
+        Ok(command)
+    }
+
+    /// The arguments of that command.
+    pub fn arguments(containerd: &Path, directory: &Path) -> [String; 9] {
+        let shown = |path: &Path| path.display().to_string();
+        [
+            "run".to_owned(),
+            "--containerd".to_owned(),
+            shown(containerd),
+            "--listen".to_owned(),
+            address(directory),
+            "--state".to_owned(),
+            shown(&directory.join("state")),
+            "--node".to_owned(),
+            NODE.to_owned(),
+        ]
+    }
+
+    /// Starts a command as the daemon, without waiting for it. Its output goes to a log.
+    pub fn spawn(command: &mut Command, directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory)?;
+        let log = File::create(directory.join("monitord.log"))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        let daemon = Self {
+            process: Process::default(),
+            directory: directory.to_owned(),
+        };
+        daemon.process.set(child);
+        Ok(daemon)
+    }
+
+    /// Waits until it says that it is ready, to clients and in its log.
+    pub fn wait_ready(&self) -> Result<()> {
+        let deadline = Deadline::after(PATIENCE);
+        loop {
+            let answer = self.status();
+            if let Some(status) = self.process.try_wait()? {
+                bail!("monitord ended with {status}:\n{}", self.log());
+            }
+            match answer {
+                Ok(status)
+                    if status.get("ready") == Some(&Value::Bool(true))
+                        && self.log().contains("ready: ") =>
+                {
+                    return Ok(());
+                }
+                answer if deadline.passed() => {
+                    bail!("monitord is not ready: {answer:?}\n{}", self.log())
+                }
+                _ => deadline.pause(),
+            }
+        }
+    }
+
+    /// What `monitorctl status` says.
+    pub fn status(&self) -> Result<Value> {
+        let mut lines = self.monitorctl(["status"])?;
+        lines.pop().context("monitorctl status said nothing")
+    }
+
+    /// Runs `monitorctl` at this daemon and reads its JSON lines.
+    pub fn monitorctl<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Vec<Value>> {
+        let said = output(
+            self.monitorctl_command()?
+                .args(arguments)
+                .args(["-o", "json"]),
+        )?;
+        said.lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
+    }
+
+    /// `monitorctl` at this daemon.
+    pub fn monitorctl_command(&self) -> Result<Command> {
+        let mut command = Command::new(program("MONITORCTL", "monitorctl")?);
+        command.env("MONITOR_ADDRESS", address(&self.directory));
+        command.stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Reads all alerts, from the first that the daemon still has, as they come.
+    pub fn follow(&self) -> Result<Alerts> {
+        let mut command = self.monitorctl_command()?;
+        Alerts::read(command.args(["alerts", "--follow", "--since", "0", "-o", "json"]))
+    }
+
+    /// Waits until nothing that the hooks saw waits for its container to become known.
+    pub fn wait_nothing_waiting(&self) -> Result<()> {
+        until("status to say waiting 0", PATIENCE, || {
+            let status = self.status()?;
+            let waiting = status
+                .pointer("/events/waiting")
+                .and_then(Value::as_u64)
+                .with_context(|| format!("no number /events/waiting in {status}"))?;
+            ensure!(waiting == 0, "{waiting} events wait");
+            Ok(())
+        })
+    }
+
+    /// Ends it as a service manager does; its exit status.
+    pub fn stop(&self) -> Result<ExitStatus> {
+        if let Some(pid) = self.process.id() {
+            kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?;
+        }
+        self.wait()
+    }
+
+    /// Ends it without a chance to clean up.
+    pub fn kill(&self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        self.process.wait().with_context(|| self.log())
+    }
+
+    /// Fails if it has ended.
+    pub fn check_alive(&self) -> Result<()> {
+        match self.process.try_wait()? {
+            None => Ok(()),
+            Some(status) => {
+                let signal = status.signal();
+                bail!(
+                    "monitord ended with {status} (signal {signal:?}):\n{}",
+                    self.log()
+                )
+            }
+        }
+    }
+
+    /// Everything it has logged.
+    pub fn full_log(&self) -> String {
+        fs::read_to_string(self.directory.join("monitord.log")).unwrap_or_default()
+    }
+
+    /// The end of its log.
+    pub fn log(&self) -> String {
+        let log = self.full_log();
+        let lines: Vec<&str> = log.lines().collect();
+        let skipped = lines.len().saturating_sub(LOG_LINES_MAX);
+        lines
+            .into_iter()
+            .skip(skipped)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// Where its socket lies.
+    pub fn socket(&self) -> PathBuf {
+        socket(&self.directory)
+    }
+}
+
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("monitord.sock")
+}
+
+fn address(directory: &Path) -> String {
+    format!("unix://{}", socket(directory).display())
+}

@@ -1,0 +1,170 @@
+//! A containerd with a monitord at it, shared by the tests of one binary.
+
+use std::sync::{
+    Arc, Condvar, Mutex, PoisonError,
+    atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use serde_json::Value;
+
+use crate::{
+    alerts::{Alerts, summary, text},
+    containerd::{Containerd, Run},
+    daemon::Daemon,
+    image::{self, Image, PROBE_PATH},
+    poll::{PATIENCE, until},
+};
+
+/// The name of the image that every world has: [`image::base`].
+pub const BASE: &str = "example.invalid/base:1";
+
+/// containerd, monitord, and the alerts as they come.
+#[derive(Debug)]
+pub struct World {
+    /// Alerts since the daemon's start.
+    pub alerts: Alerts,
+    /// The daemon.
+    pub daemon: Daemon,
+    /// Its containerd.
+    pub containerd: Containerd,
+    /// The image named [`BASE`].
+    pub base: Image,
+    serial: AtomicU32,
+    _alone: Alone,
+}
+
+impl World {
+    /// A world of one's own, for tests that break it.
+    pub fn start() -> Result<Self> {
+        Self::start_after(|_| Ok(()))
+    }
+
+    /// The same, with something done to containerd before monitord starts.
+    pub fn start_after(prepare: impl FnOnce(&Containerd) -> Result<()>) -> Result<Self> {
+        let alone = Alone::wait();
+        let containerd = Containerd::start()?;
+        let base = image::base(BASE)?;
+        containerd.import(&base)?;
+        prepare(&containerd)?;
+        let directory = containerd.directory().join("monitord");
+        let daemon = Daemon::start(&containerd.address(), &directory)?;
+        let alerts = daemon.follow()?;
+        Ok(Self {
+            alerts,
+            daemon,
+            containerd,
+            base,
+            serial: AtomicU32::new(0),
+            _alone: alone,
+        })
+    }
+
+    /// A container id that no other container here has had.
+    pub fn unique(&self, word: &str) -> String {
+        format!("{word}-{}", self.serial.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Runs a shell line in a container of an image, to its end, and gives all that it raised.
+    pub fn raised_by(&self, image: &str, line: &str) -> Result<Vec<Value>> {
+        let run = Run::new(image, self.unique("shell")).shell(line);
+        self.raised_by_run(&run)
+    }
+
+    /// The same for any container.
+    pub fn raised_by_run(&self, run: &Run) -> Result<Vec<Value>> {
+        self.containerd.run_ok(run)?;
+        self.settle()?;
+        Ok(self.alerts.of(&run.id))
+    }
+
+    /// Returns when all that happened before has been judged and hashed and its alerts have
+    /// arrived.
+    pub fn settle(&self) -> Result<()> {
+        // What happened before the first marker has left the ring when its alert is here, and is
+        // judged or waits; what waited has been judged before the second.
+        self.marker()?;
+        self.daemon.wait_nothing_waiting()?;
+        self.marker()?;
+        until("all hashes", PATIENCE, || {
+            let pending = |alert: &Value| text(alert, "/file/hash_state") == Some("pending");
+            let alerts = self.alerts.all();
+            let pending: Vec<String> = alerts
+                .iter()
+                .filter(|alert| pending(alert))
+                .map(summary)
+                .collect();
+            ensure!(pending.is_empty(), "pending: {pending:?}");
+            Ok(())
+        })
+    }
+
+    /// Runs a container that must raise an alert, and waits for it.
+    fn marker(&self) -> Result<()> {
+        let id = self.unique("marker");
+        let copy = [PROBE_PATH, "run-copy", "/tmp/marker", &id, "sleep-ms", "0"];
+        self.containerd
+            .run_ok(&Run::new(BASE, &id).arguments(copy))?;
+        self.alerts
+            .wait_for("of the marker", |alert| {
+                text(alert, "/container/id") == Some(id.as_str())
+            })
+            .with_context(|| self.daemon.log())
+            .map(drop)
+    }
+}
+
+/// The right to run a daemon and containers. A daemon sees the containers of another containerd
+/// too, and keeps them waiting for an owner that it will never hear of; tests that ask what still
+/// waits therefore take turns.
+#[derive(Debug)]
+pub struct Alone(());
+
+static TAKEN: Mutex<bool> = Mutex::new(false);
+static RETURNED: Condvar = Condvar::new();
+
+impl Alone {
+    /// Waits until no other test of this process has it.
+    pub fn wait() -> Self {
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        while *taken {
+            taken = RETURNED.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        }
+        *taken = true;
+        Self(())
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        RETURNED.notify_one();
+    }
+}
+
+/// The world of this test binary. Made by the first test that asks; removed when the process
+/// ends.
+pub fn shared() -> Result<Arc<World>> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let world = shared.get_or_insert_with(|| {
+        // Statics are not dropped, and the world must not outlive the process.
+        // SAFETY: `remove_shared` is a C function for the whole life of the process, and what
+        // could panic in it would end the process, which is ending anyway.
+        if unsafe { libc::atexit(remove_shared) } != 0 {
+            return Err("cannot register the removal of the shared world".to_owned());
+        }
+        World::start()
+            .map(Arc::new)
+            .map_err(|error| format!("{error:#}"))
+    });
+    world
+        .as_ref()
+        .map(Arc::clone)
+        .map_err(|error| anyhow!("the shared world: {error}"))
+}
+
+static SHARED: Mutex<Option<Result<Arc<World>, String>>> = Mutex::new(None);
+
+extern "C" fn remove_shared() {
+    drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
