@@ -146,6 +146,11 @@ pub fn status(status: &v1::Status) -> Value {
             "waiting": events.waiting,
             "expired_unknown": events.expired_unknown,
             "before_coverage": events.before_coverage,
+            "host": events.host,
+            "image": events.image,
+            "metadata_changed": events.metadata_changed,
+            "unverifiable": events.unverifiable,
+            "runtime": events.runtime,
         })),
         "held": status.held.as_ref().map(|held| json!({
             "files": held.files,

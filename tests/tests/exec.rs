@@ -24,6 +24,7 @@ fn tools(world: &World, reference: &str) -> Result<Image> {
         .hard_link("opt/second", "opt/tool")
         .symlink("opt/link", "tool")
         .program("opt/gone", PROBE)
+        .program("opt/script", b"#!/bin/sh -e\nexec /opt/tool sleep-ms 0\n")
         .dir("full")
         .program("full/below", PROBE);
     let upper = Layer::new()
@@ -44,7 +45,7 @@ fn check(name: &str, line: &str, expect: &[(&str, &str)]) -> Result<()> {
     let reference = format!("example.invalid/{name}:1");
     tools(&world, &reference)?;
     let alerts = world.raised_by(&reference, line)?;
-    let raised: Vec<_> = alerts
+    let mut raised: Vec<_> = alerts
         .iter()
         .map(|alert| {
             (
@@ -53,6 +54,8 @@ fn check(name: &str, line: &str, expect: &[(&str, &str)]) -> Result<()> {
             )
         })
         .collect();
+    // Alerts come in the order in which the bytes were read.
+    raised.sort_unstable();
     ensure!(
         raised == expect,
         "{line:?} raised {raised:?}, not {expect:?}"
@@ -106,6 +109,19 @@ behaviours! {
     a_name_of_any_bytes_is_told:
         "x=$(printf '/tmp/a\\nb\\377c'); cp /bin/probe \"$x\"; echo salt >> \"$x\"; \"$x\" sleep-ms 0"
         => [("exec_added", "/tmp/a\nb\\xffc")];
+    scripts_of_the_image_raise_nothing:
+        "/opt/script; chmod 700 /opt/script; /opt/script; sh /opt/script" => [];
+    a_new_script_is_added:
+        "printf '#!/bin/sh -e\\ntrue\\n' > /tmp/s; chmod +x /tmp/s; /tmp/s arguments"
+        => [("script_added", "/tmp/s")];
+    a_changed_script_is_modified:
+        "echo true >> /opt/script; /opt/script" => [("script_modified", "/opt/script")];
+    each_script_of_a_chain_is_judged:
+        "printf '#!/bin/sh\\n' > /tmp/in; printf '#!/tmp/in\\n' > /tmp/out; chmod +x /tmp/in /tmp/out; /tmp/out"
+        => [("script_added", "/tmp/in"), ("script_added", "/tmp/out")];
+    an_interpreter_is_judged_as_a_program:
+        "cp /bin/probe /tmp/i; echo salt >> /tmp/i; printf '#!/tmp/i print\\n' > /tmp/s; chmod +x /tmp/s; /tmp/s || true"
+        => [("exec_added", "/tmp/i"), ("script_added", "/tmp/s")];
     several_files_of_one_process_are_all_judged:
         "cp /bin/probe /tmp/a; echo a >> /tmp/a; cp /bin/probe /tmp/b; echo b >> /tmp/b;
          exec /tmp/a exec /tmp/b sleep-ms 0"

@@ -1,26 +1,31 @@
-//! Reads and hashes the bytes of an executed file, from the descriptors that were held of it.
+//! Reads and hashes the files of an exec, from the descriptors that were held of them.
 
 use std::{
-    fs::File,
-    io::Read,
+    fs::{File, Metadata},
+    io::Read as _,
     num::NonZeroUsize,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::MetadataExt,
+        fd::{AsRawFd, OwnedFd},
+        unix::{
+            ffi::OsStringExt,
+            fs::{FileExt, MetadataExt},
+        },
     },
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use lru::LruCache;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use monitor_common::exec::{FILE_OVERLAY, FILE_UPPER};
 use sha2::Digest as _;
 use tokio::sync::Semaphore;
 
 use crate::{
-    detect::exec::Bytes,
+    detect::{
+        exec::Bytes,
+        participant::{Participant, Role},
+    },
     digest::{Digest, Sha256},
-    sensor::event::FileFacts,
+    sensor::{elf, event::FileFacts},
 };
 
 /// Files hashed at once; more wait.
@@ -32,25 +37,44 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 const CHUNK_BYTES: usize = 128 << 10;
 /// Hashes remembered of files in image layers; the one that was not used longest is hashed again.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
-/// A file that changed less than this before it was hashed may change again without its times
-/// telling: the kernel's timestamps advance by ticks of at most 10 ms.
-const TICK: Duration = Duration::from_millis(20);
+/// What the kernel's timestamps lag behind the clock at most, a tick of 10 ms, and some.
+const TICK_NS: i128 = 20_000_000;
+/// What the kernel adds to the path of a file without a name (`d_path`).
+const DELETED: &[u8] = b" (deleted)";
 
-/// A file to be hashed.
+/// The files of an exec, to be hashed.
 pub(super) struct Request {
-    /// What the kernel said of it when it was executed.
+    /// What the kernel said of the program when it was executed.
     pub(super) facts: FileFacts,
-    /// What was held.
+    /// See [`Exec::held`](crate::sensor::event::Exec::held).
     pub(super) held: Vec<OwnedFd>,
-    /// Chain ID of the image, if the file lies in one of its layers: its hash is remembered.
-    pub(super) layers: Option<Digest>,
+    /// See [`Exec::program`](crate::sensor::event::Exec::program).
+    pub(super) program: Option<OwnedFd>,
+    /// The image whose layers the container's root has.
+    pub(super) layers: Option<Layers>,
+}
+
+/// Tells files in the layers of a container's root from those that the container wrote.
+#[derive(Clone, Copy)]
+pub(super) struct Layers {
+    /// Chain ID of the image.
+    pub(super) chain_id: Digest,
+    /// When the container was created, in nanoseconds since 1970. What it writes has a later change
+    /// time, which cannot be set.
+    pub(super) created_unix_ns: i128,
+}
+
+/// What was read of an exec.
+pub(super) struct Read {
+    pub(super) program: Bytes,
+    pub(super) participants: Vec<Participant>,
 }
 
 /// A version of a file in a layer on this node's disk. The overlay's device differs for each
 /// container, so the image's chain ID stands in for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct LayerFile {
-    layers: Digest,
+    chain_id: Digest,
     inode: u64,
     size: u64,
     modified: (i64, i64),
@@ -73,39 +97,131 @@ impl Default for BytesReader {
 }
 
 impl BytesReader {
-    /// Hashes the file that was executed, or says why that is not possible any more.
-    pub(super) async fn read(self: Arc<Self>, request: Request) -> Bytes {
+    /// Hashes the files of an exec, or says why that is not possible any more.
+    pub(super) async fn read(self: Arc<Self>, request: Request) -> Read {
+        let failed = |reason: String| Read {
+            program: Bytes::Gone(reason),
+            participants: Vec::new(),
+        };
         let Ok(_permit) = self.permits.acquire().await else {
-            return Bytes::Gone("the daemon is stopping".to_owned());
+            return failed("the daemon is stopping".to_owned());
         };
         let reader = Arc::clone(&self);
-        let read = tokio::task::spawn_blocking(move || reader.read_blocking(&request)).await;
-        match read {
-            Ok(Ok(sha256)) => Bytes::Hashed(sha256),
-            Ok(Err(reason)) => Bytes::Gone(reason),
-            Err(error) => Bytes::Gone(format!("hashing it failed: {error}")),
+        tokio::task::spawn_blocking(move || reader.read_blocking(&request))
+            .await
+            .unwrap_or_else(|error| failed(format!("hashing it failed: {error}")))
+    }
+
+    fn read_blocking(&self, request: &Request) -> Read {
+        let files: Vec<(File, Metadata)> = request
+            .held
+            .iter()
+            .filter_map(|held| {
+                let file = File::from(held.try_clone().ok()?);
+                let metadata = file.metadata().ok()?;
+                Some((file, metadata))
+            })
+            .collect();
+        let inodes = [request.facts.inode, request.facts.real_inode];
+        let is_program = |metadata: &Metadata| inodes.contains(&metadata.ino());
+        let program = match files.iter().find(|(_, metadata)| is_program(metadata)) {
+            Some((file, metadata)) => self.program(request, file, metadata),
+            None => reopened(request)
+                .and_then(|(file, metadata)| self.program(request, &file, &metadata)),
+        };
+        let participants = files
+            .iter()
+            .filter(|(_, metadata)| !is_program(metadata))
+            .map(|(file, metadata)| self.participant(request, file, metadata))
+            .collect();
+        Read {
+            program: program.map_or_else(Bytes::Gone, Bytes::Hashed),
+            participants,
         }
     }
 
-    fn read_blocking(&self, request: &Request) -> Result<Sha256, String> {
-        let (file, metadata) = find(request)?;
-        let key = request.layers.map(|layers| LayerFile {
-            layers,
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        });
+    fn program(
+        &self,
+        request: &Request,
+        file: &File,
+        metadata: &Metadata,
+    ) -> Result<Sha256, String> {
+        let facts = &request.facts;
+        // In a lower layer the kernel's facts are the overlay inode's and may be stale.
+        let is_layer = facts.flags & (FILE_OVERLAY | FILE_UPPER) == FILE_OVERLAY;
+        let same = is_layer
+            || (metadata.size() == facts.size
+                && metadata.mtime() == facts.modified_s
+                && metadata.mtime_nsec() == i64::from(facts.modified_ns));
+        if !same {
+            return Err(
+                "it was changed after it was executed and before it could be read".to_owned(),
+            );
+        }
+        self.sha256(request.layers.as_ref(), file, metadata)
+    }
+
+    fn participant(&self, request: &Request, file: &File, metadata: &Metadata) -> Participant {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let mut path = link
+            .map(|path| path.into_os_string().into_vec())
+            .unwrap_or_default();
+        let unlinked = path.ends_with(DELETED);
+        if unlinked {
+            path.truncate(path.len() - DELETED.len());
+        }
+        let mut start = [0; elf::MAGIC.len()];
+        let is_elf = file.read_exact_at(&mut start, 0).is_ok() && start == elf::MAGIC;
+        let role = if is_elf {
+            Role::ElfInterpreter
+        } else {
+            Role::Script
+        };
+        let bytes = self
+            .sha256(request.layers.as_ref(), file, metadata)
+            .map_or_else(Bytes::Gone, Bytes::Hashed);
+        Participant {
+            role,
+            path,
+            unlinked,
+            bytes,
+        }
+    }
+
+    /// The hash of a file, from memory where its inode is a layer's.
+    fn sha256(
+        &self,
+        layers: Option<&Layers>,
+        file: &File,
+        metadata: &Metadata,
+    ) -> Result<Sha256, String> {
+        if !metadata.is_file() {
+            return Err("it is not a regular file".to_owned());
+        }
+        if metadata.size() > FILE_BYTES_MAX {
+            return Err(format!(
+                "it has {} bytes, at most {FILE_BYTES_MAX} are hashed",
+                metadata.size()
+            ));
+        }
+        let changed_ns =
+            i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+        let key = layers
+            .filter(|layers| changed_ns + TICK_NS < layers.created_unix_ns)
+            .map(|layers| LayerFile {
+                chain_id: layers.chain_id,
+                inode: metadata.ino(),
+                size: metadata.size(),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+                changed: (metadata.ctime(), metadata.ctime_nsec()),
+            });
         if let Some(key) = key
             && let Some(sha256) = self.remembered().get(&key)
         {
             return Ok(*sha256);
         }
-        let began = SystemTime::now();
         let sha256 = hash(file)?;
-        if let Some(key) = key
-            && is_settled(key.changed, began)
-        {
+        if let Some(key) = key {
             self.remembered().put(key, sha256);
         }
         Ok(sha256)
@@ -118,60 +234,25 @@ impl BytesReader {
     }
 }
 
-/// Of what was held, the file that was executed and still is what it was then.
-fn find(request: &Request) -> Result<(File, std::fs::Metadata), String> {
-    let facts = &request.facts;
-    let mut reason = "no descriptor of it was held and the process had gone".to_owned();
-    for held in &request.held {
-        let file = match readable(held) {
-            Ok(file) => file,
-            Err(error) => {
-                reason = format!("it could not be opened for reading: {error}");
-                continue;
-            }
-        };
-        let metadata = file
-            .metadata()
-            .map_err(|error| format!("it could not be examined: {error}"))?;
-        if metadata.ino() != facts.inode && metadata.ino() != facts.real_inode {
-            continue;
-        }
-        if !metadata.is_file() {
-            return Err("it is not a regular file".to_owned());
-        }
-        if metadata.size() > FILE_BYTES_MAX {
-            return Err(format!(
-                "it has {} bytes, at most {FILE_BYTES_MAX} are hashed",
-                metadata.size()
-            ));
-        }
-        // In a lower layer the kernel's facts are the overlay inode's and may be stale.
-        let same = request.layers.is_some()
-            || (metadata.size() == facts.size
-                && metadata.mtime() == facts.modified_s
-                && metadata.mtime_nsec() == i64::from(facts.modified_ns));
-        if !same {
-            return Err(
-                "it was changed after it was executed and before it could be read".to_owned(),
-            );
-        }
-        return Ok((file, metadata));
-    }
-    Err(reason)
-}
-
-/// fanotify's descriptors can be read; one of `/proc/PID/exe` is a path only, since opening a
-/// container's file may block.
-fn readable(held: &OwnedFd) -> std::io::Result<File> {
-    let flags = OFlag::from_bits_retain(fcntl(held.as_fd(), FcntlArg::F_GETFL)?);
-    if flags.contains(OFlag::O_PATH) {
-        File::open(format!("/proc/self/fd/{}", held.as_raw_fd()))
+/// The program by the descriptor of `/proc/PID/exe`, which is a path only and may by now be of
+/// another file.
+fn reopened(request: &Request) -> Result<(File, Metadata), String> {
+    let Some(program) = &request.program else {
+        return Err("no descriptor of it was held and the process had gone".to_owned());
+    };
+    let file = File::open(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .map_err(|error| format!("it could not be opened for reading: {error}"))?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| format!("it could not be examined: {error}"))?;
+    if [request.facts.inode, request.facts.real_inode].contains(&metadata.ino()) {
+        Ok((file, metadata))
     } else {
-        Ok(File::from(held.try_clone()?))
+        Err("no descriptor of it was held and the process had executed something else".to_owned())
     }
 }
 
-fn hash(mut file: File) -> Result<Sha256, String> {
+fn hash(mut file: &File) -> Result<Sha256, String> {
     let mut hasher = sha2::Sha256::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut total = 0;
@@ -191,15 +272,4 @@ fn hash(mut file: File) -> Result<Sha256, String> {
         hasher.update(bytes);
     }
     Ok(Sha256(hasher.finalize().into()))
-}
-
-fn is_settled(changed: (i64, i64), began: SystemTime) -> bool {
-    let Ok(began) = began.duration_since(UNIX_EPOCH) else {
-        return false;
-    };
-    let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(changed.0), u32::try_from(changed.1))
-    else {
-        return false;
-    };
-    Duration::new(seconds, nanoseconds) + TICK < began
 }

@@ -219,6 +219,11 @@ impl Node for NodeView {
             waiting: snapshot.waiting,
             expired_unknown: snapshot.counts.expired_unknown,
             before_coverage: snapshot.counts.before_coverage,
+            host: snapshot.counts.host,
+            image: snapshot.counts.image,
+            metadata_changed: snapshot.counts.metadata_changed,
+            unverifiable: snapshot.counts.unverifiable,
+            runtime: snapshot.counts.runtime,
         });
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,

@@ -9,17 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use monitor_common::{
-    CgroupState,
-    exec::{FILE_OVERLAY, FILE_UPPER},
-};
+use monitor_common::CgroupState;
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinError, JoinSet},
 };
 
 use super::{
-    bytes::{BytesReader, Request},
+    bytes::{BytesReader, Layers, Read, Request},
     query::{Connection, Query, Snapshot},
 };
 use crate::{
@@ -31,8 +28,9 @@ use crate::{
         processes::Processes,
     },
     detect::{
-        Finding, Origin, container as container_rules,
-        exec::{Bytes, ExecFacts, Expected, Judgement, RuntimeFiles, judge},
+        FileVerdict, Finding, Origin, container as container_rules,
+        exec::{ExecFacts, Expected, Judgement, RuntimeFiles, judge},
+        participant,
     },
     image::{contents::Contents, error::ContentsError, store::ImageStore},
     sensor::{HOOK_SET, Sensor, event::Exec},
@@ -75,8 +73,10 @@ pub(super) struct EventCounts {
     pub(super) host: u64,
     /// Of the judged, the runtime's own steps.
     pub(super) runtime: u64,
-    /// Of the judged, as the image says.
-    pub(super) good: u64,
+    /// Of the judged, with the image's bytes in one of its layers.
+    pub(super) image: u64,
+    /// Of the judged, with the image's bytes and another mode or owner.
+    pub(super) metadata_changed: u64,
     /// Of the judged, not comparable, which was said of the container as a whole.
     pub(super) unverifiable: u64,
     /// Given up because it never became known whose they were.
@@ -132,7 +132,7 @@ struct ReadExec {
     container: Arc<Container>,
     origin: Origin,
     ancestors: Vec<Vec<u8>>,
-    bytes: Bytes,
+    files: Read,
     contents: Option<Result<Arc<Contents>, ContentsError>>,
 }
 
@@ -239,14 +239,14 @@ impl Owner {
                 .processes
                 .observe(&exec, &container, self.host_mount_namespace);
         let image = container.identity.contents_of().cloned();
-        let in_layer = exec.file.facts.flags & (FILE_OVERLAY | FILE_UPPER) == FILE_OVERLAY;
         let request = Request {
             facts: exec.file.facts,
             held: std::mem::take(&mut exec.held),
-            layers: image
-                .as_ref()
-                .filter(|_| in_layer)
-                .map(|image| image.chain_id),
+            program: exec.program.take(),
+            layers: image.as_ref().map(|image| Layers {
+                chain_id: image.chain_id,
+                created_unix_ns: container.created_unix_ns,
+            }),
         };
         let (bytes, images) = (Arc::clone(&self.bytes), Arc::clone(&self.images));
         self.state.execs_in_flight += 1;
@@ -259,13 +259,13 @@ impl Owner {
                     None => None,
                 }
             };
-            let (bytes, contents) = tokio::join!(bytes.read(request), contents);
+            let (files, contents) = tokio::join!(bytes.read(request), contents);
             Done::Exec(Box::new(ReadExec {
                 exec,
                 container,
                 origin,
                 ancestors,
-                bytes,
+                files,
                 contents,
             }))
         });
@@ -304,19 +304,31 @@ impl Owner {
                 Some(Err(_)) => Expected::Unavailable(&reason),
                 None => Expected::NoImage,
             },
-            bytes: &read.bytes,
+            bytes: &read.files.program,
             origin: read.origin,
             ancestors: read.ancestors,
             hook: HOOK_SET,
         };
-        let judgement = judge(&facts);
+        let program = judge(&facts);
+        let participants: Vec<Judgement> = read
+            .files
+            .participants
+            .iter()
+            .map(|participant| participant::judge(&facts, participant))
+            .collect();
         let counts = &mut self.state.counts;
         counts.judged += 1;
-        match judgement {
-            Judgement::Good(_) => counts.good += 1,
+        match &program {
+            Judgement::Good(FileVerdict::MetadataChanged) => counts.metadata_changed += 1,
+            Judgement::Good(_) => counts.image += 1,
             Judgement::Runtime => counts.runtime += 1,
             Judgement::Unverifiable => counts.unverifiable += 1,
-            Judgement::Finding(finding) => self.raise(&finding),
+            Judgement::Finding(_) => {}
+        }
+        for judgement in participants.into_iter().chain([program]) {
+            if let Judgement::Finding(finding) = judgement {
+                self.raise(&finding);
+            }
         }
     }
 

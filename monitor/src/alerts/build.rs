@@ -188,6 +188,9 @@ fn attack(kind: Kind) -> &'static [&'static str] {
         // Command and Scripting Interpreter.
         Kind::ExecVolume => &["T1059"],
         // Deploy Container.
+        Kind::ScriptAdded => &["T1059", "T1105"],
+        Kind::ScriptModified => &["T1059", "T1554"],
+        Kind::CodeAdded | Kind::CodeModified => &["T1574"],
         Kind::ImageUnknown => &["T1610"],
         // That bytes could not be compared is nobody's technique.
         Kind::ContentUnverifiable => &[],

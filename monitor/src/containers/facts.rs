@@ -198,6 +198,7 @@ impl Facts {
                 snapshot_key: record.snapshot_key,
                 identity: Identity::Pending,
                 image_problem: None,
+                created_unix_ns: record.created_unix_ns,
                 task: None,
             },
         }

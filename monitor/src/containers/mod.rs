@@ -30,6 +30,8 @@ pub struct Container {
     pub pod: Option<Pod>,
     /// Name of its runtime (`io.containerd.runc.v2`).
     pub runtime: String,
+    /// When it was created, by containerd's clock, in nanoseconds since 1970.
+    pub created_unix_ns: i128,
     /// The image reference it was created with; may have been moved since.
     pub image_reference: Option<String>,
     /// Name of the snapshotter, and of the container's snapshot in it; empty for `--rootfs`.

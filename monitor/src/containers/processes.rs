@@ -122,6 +122,7 @@ mod tests {
             kind: ContainerKind::Container,
             pod: None,
             image_problem: None,
+            created_unix_ns: 0,
             runtime: String::new(),
             image_reference: None,
             snapshotter: String::new(),
@@ -164,6 +165,7 @@ mod tests {
             arguments: Vec::new(),
             arguments_truncated: false,
             held: Vec::new(),
+            program: None,
         }
     }
 

@@ -56,7 +56,8 @@ pub enum Bytes {
 }
 
 impl Bytes {
-    fn sha256(&self) -> Option<Sha256> {
+    /// Their hash, if they could be read.
+    pub fn sha256(&self) -> Option<Sha256> {
         match self {
             Self::Hashed(sha256) => Some(*sha256),
             Self::Gone(_) => None,
@@ -301,13 +302,24 @@ fn added_severity(contents: &Contents, seen: Sha256) -> Severity {
     }
 }
 
+/// The file that a finding is about.
+pub(super) struct Subject<'a> {
+    /// As the process sees it.
+    pub(super) path: &'a [u8],
+    /// The path was cut.
+    pub(super) path_truncated: bool,
+    /// What it held.
+    pub(super) bytes: &'a Bytes,
+}
+
 /// A finding while it is put together.
-struct Draft<'a, 'b> {
+pub(super) struct Draft<'a, 'b> {
     facts: &'b ExecFacts<'a>,
     finding: Finding,
     file: FileFinding,
 }
 
+/// Raises a finding about the executed program.
 fn raise<'a, 'b>(
     facts: &'b ExecFacts<'a>,
     kind: Kind,
@@ -315,8 +327,24 @@ fn raise<'a, 'b>(
     verdict: FileVerdict,
     said: &str,
 ) -> Draft<'a, 'b> {
+    let subject = Subject {
+        path: &facts.exec.file.path,
+        path_truncated: facts.exec.file.path_truncated,
+        bytes: facts.bytes,
+    };
+    raise_about(facts, &subject, kind, severity, verdict, said)
+}
+
+/// Raises a finding about a file that took part in an exec.
+pub(super) fn raise_about<'a, 'b>(
+    facts: &'b ExecFacts<'a>,
+    subject: &Subject<'_>,
+    kind: Kind,
+    severity: Severity,
+    verdict: FileVerdict,
+    said: &str,
+) -> Draft<'a, 'b> {
     let exec = facts.exec;
-    let path = exec.file.path.clone();
     let finding = Finding {
         kind,
         severity,
@@ -326,30 +354,30 @@ fn raise<'a, 'b>(
             Expected::Verified(_) => Some("verified"),
             Expected::Unavailable(_) | Expected::NoImage => None,
         },
-        message: format!("{} {said}", path.escape_ascii()),
+        message: format!("{} {said}", subject.path.escape_ascii()),
         process: Some(ProcessFinding {
             process: exec.process.clone(),
             origin: facts.origin,
-            executable: path.clone(),
+            executable: exec.file.path.clone(),
             arguments: exec.arguments.clone(),
             arguments_truncated: exec.arguments_truncated,
             ancestors: facts.ancestors.clone(),
         }),
         file: None,
-        details: match facts.bytes {
+        details: match subject.bytes {
             Bytes::Gone(reason) => Some(reason.clone()),
             Bytes::Hashed(_) => None,
         },
         hook: Some(facts.hook),
     };
     let file = FileFinding {
-        path,
-        path_truncated: exec.file.path_truncated,
+        path: subject.path.to_vec(),
+        path_truncated: subject.path_truncated,
         verdict,
         layer: None,
         expected: None,
-        seen: facts.bytes.sha256(),
-        hash_state: match facts.bytes {
+        seen: subject.bytes.sha256(),
+        hash_state: match subject.bytes {
             Bytes::Hashed(_) => HashState::Done,
             Bytes::Gone(_) => HashState::Gone,
         },
@@ -363,7 +391,7 @@ fn raise<'a, 'b>(
 }
 
 impl Draft<'_, '_> {
-    fn expected(mut self, layer: crate::digest::Digest, kind: &EntryKind<'_>) -> Self {
+    pub(super) fn expected(mut self, layer: crate::digest::Digest, kind: &EntryKind<'_>) -> Self {
         self.file.layer = Some(layer);
         if let EntryKind::File { sha256, .. } = kind {
             self.file.expected = Some(*sha256);
@@ -372,14 +400,14 @@ impl Draft<'_, '_> {
     }
 
     /// Says under which name the image holds the same bytes, if it does.
-    fn same_bytes(mut self) -> Self {
+    pub(super) fn same_bytes(mut self) -> Self {
         if let (Expected::Verified(contents), Some(seen)) = (self.facts.expected, self.file.seen) {
             self.file.same_bytes_as = contents.find_bytes(&seen);
         }
         self
     }
 
-    fn details(mut self, details: String) -> Self {
+    pub(super) fn details(mut self, details: String) -> Self {
         self.finding.details = Some(match self.finding.details.take() {
             Some(before) => format!("{details}; {before}"),
             None => details,
@@ -387,7 +415,7 @@ impl Draft<'_, '_> {
         self
     }
 
-    fn done(mut self) -> Judgement {
+    pub(super) fn done(mut self) -> Judgement {
         self.finding.file = Some(self.file);
         Judgement::Finding(Box::new(self.finding))
     }

@@ -2,6 +2,7 @@
 
 pub mod container;
 pub mod exec;
+pub mod participant;
 
 use std::sync::Arc;
 
@@ -22,6 +23,14 @@ pub enum Kind {
     ExecMemory,
     /// Executed from another mount than the root filesystem.
     ExecVolume,
+    /// A script has no path in the image.
+    ScriptAdded,
+    /// A script has a path in the image but other bytes.
+    ScriptModified,
+    /// A file that was mapped executable has no path in the image.
+    CodeAdded,
+    /// A file that was mapped executable has a path in the image but other bytes.
+    CodeModified,
     /// No image accounts for the container.
     ImageUnknown,
     /// Bytes could not be compared.
@@ -36,6 +45,10 @@ impl Kind {
             Self::ExecModified => "exec_modified",
             Self::ExecMemory => "exec_memory",
             Self::ExecVolume => "exec_volume",
+            Self::ScriptAdded => "script_added",
+            Self::ScriptModified => "script_modified",
+            Self::CodeAdded => "code_added",
+            Self::CodeModified => "code_modified",
             Self::ImageUnknown => "image_unknown",
             Self::ContentUnverifiable => "content_unverifiable",
         }

@@ -86,6 +86,7 @@ fn exec(bytes: &[u8]) -> Option<Exec> {
         arguments_truncated: record.flags & (EXEC_ARGUMENTS_TRUNCATED | EXEC_ARGUMENTS_UNREADABLE)
             != 0,
         held: Vec::new(),
+        program: None,
     })
 }
 

@@ -21,9 +21,12 @@ pub struct Exec {
     pub arguments: Vec<Vec<u8>>,
     /// Arguments were cut at their bound or could not be read.
     pub arguments_truncated: bool,
-    /// What fanotify held of this exec, in the order of opening (script, interpreter, program,
-    /// ELF interpreter); empty where nothing was held.
+    /// What fanotify held of this exec, in the order of opening: scripts, the program, the ELF
+    /// interpreter; empty where nothing was held.
     pub held: Vec<OwnedFd>,
+    /// The program where fanotify does not cover it (memory, volumes), as an `O_PATH` descriptor;
+    /// `None` if the process had gone.
+    pub program: Option<OwnedFd>,
 }
 
 /// A cgroup of the v2 hierarchy.

@@ -28,7 +28,7 @@ use nix::{
 
 use monitor_common::exec::FILE_OVERLAY;
 
-use super::{account::HeldCounters, event::Exec};
+use super::{account::HeldCounters, elf, event::Exec};
 
 /// Held files that may wait for their exec; the oldest is let go for a new one. An exec takes its
 /// files within a millisecond, so what waits long is of execs that failed.
@@ -148,16 +148,37 @@ impl Holder {
         }
     }
 
-    /// The files held of the exec by `pid`, in the order of opening.
-    pub(super) fn take(&self, pid: u32) -> Vec<OwnedFd> {
+    /// The files held of an exec, in the order of opening.
+    ///
+    /// By the time its record is read, the process may have gone on to execute something else, so
+    /// that the queue holds files of several execs. Those of the first end with its program, or with
+    /// the ELF interpreter if the program names one.
+    pub(super) fn take(&self, exec: &Exec) -> Vec<OwnedFd> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if !waiting.iter().any(|held| held.pid == pid) {
-            return Vec::new();
+        let own: Vec<usize> = waiting
+            .iter()
+            .enumerate()
+            .filter(|(_, held)| held.pid == exec.process.pid)
+            .map(|(index, _)| index)
+            .collect();
+        let files = own
+            .iter()
+            .filter_map(|index| waiting.get(*index))
+            .map(|held| &held.file);
+        let mut count = own.len().min(1);
+        for (position, file) in files.enumerate() {
+            if elf::is_inode(file, &[exec.file.facts.inode, exec.file.facts.real_inode]) {
+                count = position + 1 + usize::from(elf::has_interpreter(file));
+                break;
+            }
         }
-        let (taken, kept): (VecDeque<_>, VecDeque<_>) =
-            waiting.drain(..).partition(|held| held.pid == pid);
-        *waiting = kept;
-        taken.into_iter().map(|held| held.file).collect()
+        let mut taken = Vec::with_capacity(count);
+        // From the back, so that the indices stay right.
+        for index in own.into_iter().take(count).rev() {
+            taken.extend(waiting.remove(index).map(|held| held.file));
+        }
+        taken.reverse();
+        taken
     }
 
     pub(super) fn counters(&self) -> HeldCounters {

@@ -5,6 +5,7 @@
 pub mod account;
 pub mod btf;
 pub mod decode;
+pub mod elf;
 pub mod event;
 pub mod hold;
 pub mod offsets;

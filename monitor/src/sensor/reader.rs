@@ -92,10 +92,8 @@ fn read(
             continue;
         }
         for mut exec in batch.drain(..) {
-            exec.held = holder.take(exec.process.pid);
-            if let Some(program) = hold::program(&exec) {
-                exec.held.push(program);
-            }
+            exec.held = holder.take(&exec);
+            exec.program = hold::program(&exec);
             if events.blocking_send(exec).is_err() {
                 return;
             }

@@ -45,6 +45,7 @@ fn finding() -> Finding {
                 uid: "u1".to_owned(),
             }),
             image_problem: None,
+            created_unix_ns: 0,
             runtime: String::new(),
             image_reference: Some("web:1".to_owned()),
             snapshotter: "overlayfs".to_owned(),

@@ -61,6 +61,7 @@ fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
         arguments: Vec::new(),
         arguments_truncated: false,
         held: Vec::new(),
+        program: None,
     };
     change(&mut exec);
     exec
@@ -79,6 +80,7 @@ fn container() -> Arc<Container> {
         snapshot_key: String::new(),
         identity: Identity::None,
         image_problem: None,
+        created_unix_ns: 0,
         task: Some(Task {
             pid: 10,
             mount_namespace: Some(OWN_NAMESPACE),
