@@ -377,7 +377,7 @@ pub fn a_process_of_a_container_has_its_parent_there(observer: &Observer) -> Res
     let events = container.shell("/bin/busybox true child; true")?;
     let shell = events.first().context("no exec was seen")?;
     let child = exec_of(&events, "child")?;
-    let host = namespace("/proc/1/ns/mnt")?;
+    let host = namespace("/proc/self/ns/mnt")?;
     let own = child.process.mount_namespace;
     ensure!(
         u64::from(own) != host,
@@ -388,7 +388,7 @@ pub fn a_process_of_a_container_has_its_parent_there(observer: &Observer) -> Res
     equal!(shell.process.mount_namespace, own);
     equal!(child.process.pid_namespace, shell.process.pid_namespace);
     ensure!(
-        u64::from(child.process.pid_namespace) != namespace("/proc/1/ns/pid")?,
+        u64::from(child.process.pid_namespace) != namespace("/proc/self/ns/pid")?,
         "the child is in the host's pid namespace"
     );
     Ok(())
@@ -400,7 +400,7 @@ pub fn a_process_put_in_from_outside_has_its_parent_outside(observer: &Observer)
     let events = run_in(&container, Entry::Direct, &step)?;
     let exec = exec_of(&events, "outside")?;
     equal!(exec.process.parent_pid, process::id());
-    let host = namespace("/proc/1/ns/mnt")?;
+    let host = namespace("/proc/self/ns/mnt")?;
     equal!(u64::from(exec.process.parent_mount_namespace), host);
     ensure!(
         u64::from(exec.process.mount_namespace) != host,
