@@ -33,7 +33,7 @@ use crate::container::mount_filesystem;
 /// The word on the command line that leads here.
 pub const INSIDE: &str = "inside";
 
-const USAGE: &str = "usage: guest inside ROOT CGROUP_PROCS isolated|direct STEP, where STEP is
+const USAGE: &str = "usage: guest inside ROOT CGROUP_PROCS isolated|direct|host STEP, where STEP is
   run PATH ARGUMENT...       execute PATH
   memfd PATH ARGUMENT...     execute a copy of PATH in memory
   deleted PATH ARGUMENT...   execute a copy of PATH that was removed while open
@@ -50,6 +50,8 @@ pub enum Entry {
     /// As a child of the host's, with a mount namespace of its own only: what an exec from outside
     /// looks like.
     Direct,
+    /// Not at all but for its cgroup: the root stays the host's.
+    Host,
 }
 
 impl Entry {
@@ -58,6 +60,7 @@ impl Entry {
         match self {
             Self::Isolated => "isolated",
             Self::Direct => "direct",
+            Self::Host => "host",
         }
     }
 }
@@ -72,6 +75,9 @@ pub fn run(arguments: &[OsString]) -> Result<ExitCode> {
         bail!("{USAGE}");
     };
     fs::write(cgroup, "0").with_context(|| format!("entering the cgroup of {cgroup:?}"))?;
+    if entry == Entry::Host.word() {
+        match take(step)? {}
+    }
     if entry == Entry::Direct.word() {
         unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
         enter_root(Path::new(root))?;

@@ -18,6 +18,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use monitor::sensor::event::{Exec, FileFacts};
+use monitor_common::{
+    CgroupState,
+    exec::{ARGUMENTS_BYTES_MAX, FILE_OVERLAY as OVERLAY, FILE_UPPER as UPPER},
+    path::{COMPONENT_BYTES_MAX, COMPONENTS_MAX, PATH_BYTES_MAX},
+};
 use nix::{
     sys::stat::{major, minor},
     time::{ClockId, clock_gettime},
@@ -26,10 +31,6 @@ use nix::{
 use crate::{container::Container, inside::Entry, observer::Observer, prototypes};
 
 const BUSYBOX: &str = "/bin/busybox";
-
-/// `FILE_OVERLAY` and `FILE_UPPER` of the sensor's records.
-const OVERLAY: u32 = 1;
-const UPPER: u32 = 2;
 
 /// A test: what it asks for, or an error that says what was otherwise.
 pub type SensorTest = fn(&Observer) -> Result<()>;
@@ -56,6 +57,7 @@ macro_rules! for_each_sensor_test {
             a_process_put_in_from_outside_has_its_parent_outside
             an_overlay_of_a_user_namespace
             the_bytes_are_held_after_exit_and_removal
+            a_host_cgroup_is_watched_in_another_namespace_only
             every_run_of_the_hook_is_accounted_for
             the_verifier_is_far_from_its_limit
         }
@@ -279,8 +281,8 @@ pub fn arguments_are_kept_up_to_their_bound(observer: &Observer) -> Result<()> {
     );
     equal!(exec.arguments.len(), 4);
     let bytes: usize = exec.arguments.iter().map(Vec::len).sum();
-    // All NULs but the last argument's, which is cut off with what stood before it.
-    equal!(bytes, 4096 - 3);
+    // Three NULs end the arguments before the one that is cut.
+    equal!(bytes, usize::try_from(ARGUMENTS_BYTES_MAX)? - 3);
     ensure!(
         exec.arguments
             .last()
@@ -311,10 +313,12 @@ fn check_deep_path(observer: &Observer, count: usize, length: usize) -> Result<(
         format!("/{}", "d".repeat(length)).repeat(count)
     );
     ensure!(whole.ends_with(&path), "the path is {path}");
-    // Bounds of the records: 256 components or 4,096 bytes.
     let components = path.matches('/').count();
+    let [components_max, bytes_max, component_max] =
+        [COMPONENTS_MAX, PATH_BYTES_MAX, COMPONENT_BYTES_MAX].map(|bound| bound as usize);
     ensure!(
-        components == 256 || path.len() >= 4096 && path.len() <= 4096 + 256,
+        components == components_max
+            || (bytes_max..=bytes_max + component_max).contains(&path.len()),
         "the path has {components} components and {} bytes",
         path.len()
     );
@@ -481,6 +485,26 @@ fn contents(held: &[OwnedFd], index: usize) -> Result<Vec<u8>> {
     file.read_exact_at(&mut first, 0)?;
     equal!(bytes.first().copied(), Some(first[0]));
     Ok(bytes)
+}
+
+pub fn a_host_cgroup_is_watched_in_another_namespace_only(observer: &Observer) -> Result<()> {
+    let container = Container::new(observer)?;
+    let run = |entry, mark| run_in(&container, entry, &["run", BUSYBOX, "true", mark]);
+    let unwatched = || observer.sensor().account().exec.counters.unwatched;
+
+    // Tests that themselves run in a container are in another namespace than the host's.
+    let own = namespace("/proc/self/ns/mnt")?;
+    let is_host = own == u64::from(observer.sensor().host_mount_namespace());
+    let host = container.cgroup_id();
+    observer.sensor().set_cgroup(host, CgroupState::Host)?;
+    let before = unwatched();
+    equal!(exec_of(&run(Entry::Host, "one")?, "one").is_err(), is_host);
+    ensure!(unwatched() > before || !is_host, "the exec is not counted");
+    exec_of(&run(Entry::Direct, "two")?, "two")?;
+
+    observer.sensor().forget_cgroup(host)?;
+    exec_of(&run(Entry::Host, "three")?, "three")?;
+    Ok(())
 }
 
 pub fn every_run_of_the_hook_is_accounted_for(observer: &Observer) -> Result<()> {

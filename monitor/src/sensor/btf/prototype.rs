@@ -109,3 +109,117 @@ fn qualified(qualifier: &str, inner: &str) -> String {
         format!("{qualifier} {inner}")
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::sensor::btf::{KIND_FUNC, MAGIC};
+
+    /// `typedef void (*btf_trace_event)(void *, const struct s **, int)`, and `f` of that type.
+    fn sample() -> Vec<u8> {
+        let strings = b"\0int\0s\0btf_trace_event\0f\0";
+        let at = |name: &str| {
+            let name = format!("\0{name}\0");
+            let found = strings
+                .windows(name.len())
+                .position(|window| window == name.as_bytes());
+            u32::try_from(found.unwrap() + 1).unwrap()
+        };
+        let types: [u32; 41] = [
+            // 1: int
+            at("int"),
+            KIND_INT << 24,
+            4,
+            32,
+            // 2: struct s
+            at("s"),
+            KIND_STRUCT << 24,
+            0,
+            // 3 to 5: const struct s **
+            0,
+            KIND_CONST << 24,
+            2,
+            0,
+            KIND_POINTER << 24,
+            3,
+            0,
+            KIND_POINTER << 24,
+            4,
+            // 6: void *
+            0,
+            KIND_POINTER << 24,
+            0,
+            // 7: the prototype
+            0,
+            KIND_FUNC_PROTO << 24 | 3,
+            0,
+            0,
+            6,
+            0,
+            5,
+            0,
+            1,
+            // 8 to 10: a pointer to it, the tracepoint, the function
+            0,
+            KIND_POINTER << 24,
+            7,
+            at("btf_trace_event"),
+            KIND_TYPEDEF << 24,
+            8,
+            at("f"),
+            KIND_FUNC << 24,
+            7,
+            // 11 and 12: what is no prototype
+            0,
+            KIND_POINTER << 24,
+            11,
+            0,
+            KIND_CONST << 24,
+            11,
+        ];
+        let data: Vec<u8> = types.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut bytes = MAGIC.to_ne_bytes().to_vec();
+        bytes.extend([1, 0]);
+        for word in [24, 0, data.len(), data.len(), strings.len()] {
+            bytes.extend(u32::try_from(word).unwrap().to_ne_bytes());
+        }
+        bytes.extend(data);
+        bytes.extend_from_slice(strings);
+        bytes
+    }
+
+    #[test]
+    fn prototypes_are_told_as_c_writes_them() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes, None).unwrap();
+        let prototype = |parameters: &[&str]| Prototype {
+            returns: "void".to_owned(),
+            parameters: parameters.iter().map(|&name| name.to_owned()).collect(),
+        };
+        assert_eq!(
+            btf.function_prototype("f").unwrap(),
+            prototype(&["void *", "const struct s **", "int"])
+        );
+        assert_eq!(
+            btf.tracepoint_prototype("event").unwrap(),
+            prototype(&["const struct s **", "int"])
+        );
+        for absent in [
+            btf.function_prototype("event"),
+            btf.tracepoint_prototype("f"),
+        ] {
+            assert!(
+                matches!(absent, Err(BtfError::NoPrototype(_))),
+                "{absent:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_type_that_refers_to_itself_has_no_name() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes, None).unwrap();
+        assert_eq!(btf.type_name(12, DEPTH_MAX), None);
+    }
+}
