@@ -39,8 +39,8 @@ pub(crate) struct Outcome {
 ///
 /// # Errors
 ///
-/// The build or a test fails, nothing was asked for that exists, or `CI=true` and a kernel was
-/// skipped.
+/// The build or a test fails, the kernel is not one of [`SERIES`], none could be booted, or
+/// `CI=true` and one was skipped.
 pub(crate) fn run(wanted: Option<&str>) -> Result<()> {
     if let Some(wanted) = wanted
         && !SERIES.contains(&wanted)
@@ -56,13 +56,16 @@ pub(crate) fn run(wanted: Option<&str>) -> Result<()> {
         eprintln!("xtask: skipped {line}");
     }
     eprintln!(
-        "xtask: {} tests passed in guests, {} failed, {} kernels skipped",
+        "xtask: {} tests passed in guests, {} failed, kernels skipped: {}",
         outcome.passed,
         outcome.failed,
         outcome.skipped.len()
     );
     if outcome.failed > 0 {
         bail!("tests failed");
+    }
+    if outcome.passed == 0 {
+        bail!("no kernel could be booted");
     }
     if build::in_ci() && !outcome.skipped.is_empty() {
         bail!("CI=true and kernels were skipped: this machine must be able to boot all of them");
