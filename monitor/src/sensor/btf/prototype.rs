@@ -126,7 +126,7 @@ mod tests {
                 .position(|window| window == name.as_bytes());
             u32::try_from(found.unwrap() + 1).unwrap()
         };
-        let types: [u32; 41] = [
+        let types: &[u32] = &[
             // 1: int
             at("int"),
             KIND_INT << 24,
