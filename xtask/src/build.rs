@@ -85,7 +85,11 @@ pub(crate) fn in_ci() -> bool {
 }
 
 /// Builds the eBPF object and puts it to where `monitor/build.rs` embeds it from.
-fn object(toolchain: &Toolchain) -> Result<()> {
+///
+/// # Errors
+///
+/// It does not compile.
+pub(crate) fn object(toolchain: &Toolchain) -> Result<()> {
     let target = workspace::target().join("bpf-build");
     let mut command = toolchain.cargo("build");
     command

@@ -3,6 +3,7 @@
 mod apt;
 mod build;
 mod demo;
+mod guest;
 mod lint;
 mod run;
 mod setup;
@@ -34,10 +35,16 @@ enum Task {
     },
     /// Build, then run the main job once on real containers and print its alerts
     Demo,
-    /// Build, then run every test that this machine can run, and say what was skipped and why
+    /// Build, then run every test that this machine can run, here and on other kernels in virtual
+    /// machines, and say what was skipped and why
     Test {
-        /// Only tests whose names contain one of these
+        /// Only tests on this machine's kernel whose names contain one of these
         filters: Vec<String>,
+    },
+    /// Boot other kernels in virtual machines and run the sensor's tests on them
+    Guest {
+        /// Only this one, such as 6.1
+        kernel: Option<String>,
     },
     /// Check format, warnings and layering
     Lint,
@@ -47,10 +54,11 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Some(Task::Setup) => setup::run().map(|_| ()),
+        Some(Task::Setup) => setup::run().map(|_| guest::prepare()),
         Some(Task::Build { debug }) => build::run(build::Profile::from_debug(debug)).map(|_| ()),
         Some(Task::Demo) => demo::run(),
         Some(Task::Test { filters }) => test::run(&filters),
+        Some(Task::Guest { kernel }) => guest::run(kernel.as_deref()),
         Some(Task::Lint) => lint::check(),
         Some(Task::Fmt) => lint::format(),
         None => Arguments::command().print_help().map_err(Into::into),

@@ -5,7 +5,7 @@ use std::{
     env,
     fs::{self, File},
     io::Read as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -42,7 +42,7 @@ const TOOLS: [Tool; 6] = [
 ];
 
 /// Goes into the tests' images, which hold no libraries.
-const BUSYBOX: &str = "busybox";
+pub(crate) const BUSYBOX: &str = "busybox";
 
 /// What bpf-linker is recommended with where no compiler is known yet that could tell.
 const ASSUMED_LLVM: u32 = 22;
@@ -272,12 +272,18 @@ impl Tool {
     }
 }
 
-/// Whether a program on `PATH` runs without libraries.
-fn is_static(program: &str) -> bool {
+/// The file that a program's name stands for.
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .map(|folder| folder.join(program))
-        .find_map(|file| File::open(file).ok())
+        .find(|file| file.is_file())
+}
+
+/// Whether a program on `PATH` runs without libraries.
+fn is_static(program: &str) -> bool {
+    on_path(program)
+        .and_then(|file| File::open(file).ok())
         .is_some_and(|file| {
             // The name of the dynamic loader, if there is one, stands right behind the headers.
             let mut head = Vec::new();
@@ -290,7 +296,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 }
 
 /// Keeps a second setup from working in the cache at the same time.
-fn lock(cache: &Path) -> Result<Flock<File>> {
+pub(crate) fn lock(cache: &Path) -> Result<Flock<File>> {
     fs::create_dir_all(cache).with_context(|| format!("making the cache {}", cache.display()))?;
     let path = cache.join("lock");
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;

@@ -354,7 +354,11 @@ fn linked_llvm(depends: &str) -> Option<u32> {
 const UNFINISHED: &str = "unfinished-";
 
 /// Makes a folder of the cache whole or not at all.
-fn install_into(cache: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn install_into(
+    cache: &Path,
+    name: &str,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let unfinished = cache.join(format!("{UNFINISHED}{name}"));
     fs::create_dir_all(&unfinished).with_context(|| format!("making {}", unfinished.display()))?;
     let outcome = fill(&unfinished).and_then(|()| {
@@ -384,7 +388,7 @@ pub(crate) fn remove_unfinished(cache: &Path) -> Result<()> {
     Ok(())
 }
 
-fn folders(cache: &Path, prefix: &str) -> Vec<PathBuf> {
+pub(crate) fn folders(cache: &Path, prefix: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(cache) else {
         return Vec::new();
     };

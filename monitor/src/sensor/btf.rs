@@ -3,7 +3,11 @@
 //! aya parses BTF as well but shows none of it; this reads what the programs need and nothing
 //! else. A module's BTF is split: its types and strings go on where the kernel's end.
 
+mod prototype;
+
 use std::collections::HashMap;
+
+pub use prototype::Prototype;
 
 const MAGIC: u16 = 0xeb9f;
 const KIND_INT: u32 = 1;
@@ -42,6 +46,9 @@ pub enum BtfError {
         /// The member, by each name that was tried.
         member: String,
     },
+    /// The kernel has no such function or tracepoint, or not as one that can be hooked.
+    #[error("this kernel's BTF has no function or tracepoint {0}")]
+    NoPrototype(String),
 }
 
 /// Parsed BTF: where each type lies, and the structs and functions by name.
@@ -60,8 +67,11 @@ pub struct Btf<'a> {
 
 #[derive(Clone, Copy)]
 struct Type<'a> {
+    /// Offset in the strings.
+    name: u32,
     kind: u32,
-    has_bitfields: bool,
+    /// Of a struct: some members are bit fields. Of a forward declaration: it is a union.
+    flag: bool,
     /// Size or type id, as the kind says.
     value: u32,
     members: &'a [u8],
@@ -162,8 +172,9 @@ impl<'a> Btf<'a> {
         let kind = (info >> 24) & 0x1f;
         let members = offset + 12;
         Some(Type {
+            name: u32_at(self.data, offset)?,
             kind,
-            has_bitfields: info >> 31 == 1,
+            flag: info >> 31 == 1,
             value: u32_at(self.data, offset + 8)?,
             members: self
                 .data
@@ -212,7 +223,7 @@ impl<'a> Btf<'a> {
             let own_name = self.string(u32_at(member, 0)? as usize)?;
             let member_type = u32_at(member, 4)?;
             let mut bits = u32_at(member, 8)?;
-            if found.has_bitfields {
+            if found.flag {
                 bits &= 0x00ff_ffff;
             }
             if own_name == name {

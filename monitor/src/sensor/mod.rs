@@ -163,6 +163,19 @@ impl Sensor {
             .map_or(0, account::recursion_misses);
         account
     }
+
+    /// How many instructions the verifier looked at for each loaded program, of a million that the
+    /// kernel allows (0 where the kernel does not tell).
+    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+        let programs = self.programs.programs();
+        programs
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                let instructions = info.verified_instruction_count().unwrap_or(0);
+                Some((name.to_owned(), instructions))
+            })
+            .collect()
+    }
 }
 
 fn load(offsets: &KernelOffsets) -> Result<Ebpf, SensorError> {

@@ -1,0 +1,191 @@
+//! The sensor's tests on other kernels: each is booted in a virtual machine whose PID 1 is the
+//! `guest` package's program, which runs all of them.
+
+mod console;
+mod initramfs;
+mod kernel;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{
+    console::Report,
+    kernel::{Kernel, SERIES},
+};
+use crate::{apt, build, run, setup, toolchain, workspace};
+
+const QEMU: &str = "qemu-system-x86_64";
+const QEMU_PACKAGE: &str = "qemu-system-x86";
+
+/// A boot takes 13 s on an idle machine, the tests about as long; the rest is for a busy one.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// What became of the guests, in the terms of the test runner.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    /// `TEST: REASON` for each kernel that could not be booted.
+    pub(crate) skipped: Vec<String>,
+}
+
+/// `cargo xtask guest`: builds what the guests need and runs them alone.
+///
+/// # Errors
+///
+/// The build or a test fails, the kernel is not one of [`SERIES`], none could be booted, or
+/// `CI=true` and one was skipped.
+pub(crate) fn run(wanted: Option<&str>) -> Result<()> {
+    if let Some(wanted) = wanted
+        && !SERIES.contains(&wanted)
+    {
+        bail!(
+            "no tests for a kernel {wanted}; there are {}",
+            SERIES.join(" ")
+        );
+    }
+    build::object(&setup::run()?)?;
+    let outcome = all(wanted)?;
+    for line in &outcome.skipped {
+        eprintln!("xtask: skipped {line}");
+    }
+    eprintln!(
+        "xtask: {} tests passed in guests, {} failed, kernels skipped: {}",
+        outcome.passed,
+        outcome.failed,
+        outcome.skipped.len()
+    );
+    if outcome.failed > 0 {
+        bail!("tests failed");
+    }
+    if outcome.passed == 0 {
+        bail!("no kernel could be booted");
+    }
+    if build::in_ci() && !outcome.skipped.is_empty() {
+        bail!("CI=true and kernels were skipped: this machine must be able to boot all of them");
+    }
+    Ok(())
+}
+
+/// Boots each kernel, or the wanted one. The eBPF object must have been built.
+///
+/// # Errors
+///
+/// The guests' program does not build or its initramfs cannot be written. What goes wrong in a
+/// guest is a failed test.
+pub(crate) fn all(wanted: Option<&str>) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let mut kernels = Vec::new();
+    for series in SERIES {
+        if wanted.is_none_or(|wanted| wanted == series) {
+            match find(series) {
+                Ok(kernel) => kernels.push(kernel),
+                Err(error) => outcome.skipped.push(format!("guest::{series}: {error:#}")),
+            }
+        }
+    }
+    if kernels.is_empty() {
+        return Ok(outcome);
+    }
+    let program = program()?;
+    for kernel in kernels {
+        let report = boot(&kernel, &program)?;
+        report.show(kernel.series);
+        outcome.passed += report.passed();
+        outcome.failed += report.failed();
+    }
+    Ok(outcome)
+}
+
+/// Installs and downloads what the guests need, as far as that is possible here.
+pub(crate) fn prepare() {
+    for series in SERIES {
+        if let Err(error) = find(series) {
+            eprintln!("xtask: tests in a guest with kernel {series} will be skipped: {error:#}");
+        }
+    }
+}
+
+/// The kernel of a series and a QEMU to boot it, installed if need be.
+fn find(series: &'static str) -> Result<Kernel> {
+    if env::consts::ARCH != "x86_64" {
+        bail!("the guests are x86-64 machines that run this machine's own programs");
+    }
+    let runs = || run::answer(Command::new(QEMU).arg("--version")).is_some();
+    if !runs() {
+        if apt::is_here() && nix::unistd::Uid::effective().is_root() {
+            // Old lists name versions that the mirror no longer has; a fresh machine has none.
+            apt::update();
+            apt::install(&[QEMU_PACKAGE.to_owned()].into())?;
+        }
+        if !runs() {
+            bail!("{QEMU} does not run here: install what Debian's {QEMU_PACKAGE} brings");
+        }
+    }
+    let cache = workspace::cache()?;
+    let _lock = setup::lock(&cache)?;
+    toolchain::remove_unfinished(&cache)?;
+    kernel::find(&cache, series)
+}
+
+/// Builds the program that is PID 1 in the guests. Static, since it is alone there; in a folder of
+/// its own, since every flag differs from the other builds'.
+fn program() -> Result<PathBuf> {
+    let target = workspace::target().join("guest");
+    let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    let mut command = run::cargo();
+    command
+        .args(["build", "--release", "--package", "guest", "--bin", "guest"])
+        // Named, so that the flags are not for build scripts and macros.
+        .args(["--target", &triple])
+        .args(build::locked())
+        .arg("--target-dir")
+        .arg(&target)
+        .env_remove("CARGO_BUILD_TARGET")
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        // Half the time to build, and nothing is measured in a guest.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        .current_dir(workspace::root());
+    run::shown("building the guests' program", &mut command)?;
+    Ok(target.join(triple).join("release/guest"))
+}
+
+fn boot(kernel: &Kernel, program: &Path) -> Result<Report> {
+    let folder = workspace::target().join("guest");
+    let image = folder.join(format!("initramfs-{}.cpio", kernel.series));
+    let bytes = initramfs::build(program, kernel)?;
+    fs::write(&image, bytes).with_context(|| format!("writing {}", image.display()))?;
+    eprintln!("xtask: booting {} ...", kernel.describe());
+    let start = Instant::now();
+    let mut command = Command::new(QEMU);
+    command
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
+        .args(["-smp", "2", "-m", "1024"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .args(["-serial", "stdio", "-no-reboot"])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(&image)
+        // A panic ends the machine at once; only what is worse than a warning is printed, so that
+        // it does not fall into the middle of the tests' lines.
+        .args([
+            "-append",
+            "console=ttyS0 loglevel=4 panic=-1 mitigations=off",
+        ]);
+    let report = console::watch(&mut command, DEADLINE)?;
+    eprintln!(
+        "xtask: {}: ended after {:.1} s",
+        kernel.describe(),
+        start.elapsed().as_secs_f64()
+    );
+    Ok(report)
+}
