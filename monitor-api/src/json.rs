@@ -151,10 +151,13 @@ pub fn status(status: &v1::Status) -> Value {
             "metadata_changed": events.metadata_changed,
             "unverifiable": events.unverifiable,
             "runtime": events.runtime,
+            "running": events.running,
+            "failed": events.failed,
         })),
         "held": status.held.as_ref().map(|held| json!({
             "files": held.files,
             "queue_overflows": held.queue_overflows,
+            "evicted": held.evicted,
         })),
         "containerd": status.containerd.as_ref().map(|containerd| json!({
             "address": containerd.address,

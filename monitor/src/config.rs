@@ -7,6 +7,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::api::Address;
+
 /// Bytes of a configuration file; a longer one is refused.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -45,20 +47,18 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {path}")]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// Too long to be a configuration.
-    #[error("the configuration {path} has {length} bytes, at most {CONFIG_BYTES_MAX} are read")]
-    TooLong {
+    /// Not a file, or too long to be a configuration.
+    #[error("the configuration {path} is no regular file of at most {CONFIG_BYTES_MAX} bytes")]
+    NotAFile {
         /// The file.
         path: PathBuf,
-        /// Its length in bytes.
-        length: u64,
     },
     /// Its content is refused; the text names line, column and what is allowed.
     #[error("the configuration {path} is refused: {text}")]
@@ -74,8 +74,11 @@ pub enum ConfigError {
 #[derive(Debug, thiserror::Error)]
 pub enum ValueError {
     /// Not an address that the API can be served on.
-    #[error("listen address {0:?} is not unix:///PATH")]
+    #[error("listen: {0}")]
     Listen(String),
+    /// Nothing where something is needed.
+    #[error("{0} is empty; leave it out, or give a value")]
+    Empty(&'static str),
     /// Not a path that means the same from everywhere.
     #[error("{key} = {path:?} is not an absolute path")]
     Relative {
@@ -93,11 +96,10 @@ impl Config {
             path: path.to_owned(),
             source,
         };
-        let length = fs::metadata(path).map_err(failed)?.len();
-        if length > CONFIG_BYTES_MAX {
-            return Err(ConfigError::TooLong {
+        let metadata = fs::metadata(path).map_err(failed)?;
+        if !metadata.is_file() || metadata.len() > CONFIG_BYTES_MAX {
+            return Err(ConfigError::NotAFile {
                 path: path.to_owned(),
-                length,
             });
         }
         Self::parse(&fs::read_to_string(path).map_err(failed)?).map_err(|text| {
@@ -117,9 +119,15 @@ impl Config {
 
     /// Whether the values make sense, wherever they came from.
     pub fn check(&self) -> Result<(), ValueError> {
+        if self.listen.is_empty() {
+            return Err(ValueError::Empty("listen"));
+        }
+        if self.node.as_deref() == Some("") {
+            return Err(ValueError::Empty("node"));
+        }
         for address in &self.listen {
-            if !address.starts_with("unix:///") {
-                return Err(ValueError::Listen(address.clone()));
+            if let Err(error) = address.parse::<Address>() {
+                return Err(ValueError::Listen(error.to_string()));
             }
         }
         for (key, path) in [("containerd", &self.containerd), ("state", &self.state)] {
@@ -153,7 +161,9 @@ mod tests {
         check("\nnodes = 'a'", Err("line 2"));
         check("nodes = 'a'", Err("expected one of `containerd`, `listen`"));
         check("node = 7", Err("expected a string"));
-        check("listen = ['tcp://0.0.0.0:1']", Err("is not unix:///PATH"));
+        check("listen = ['tcp://0.0.0.0:1']", Err("unix://"));
+        check("listen = []", Err("listen is empty"));
+        check("node = ''", Err("node is empty"));
         check("state = 'relative'", Err("not an absolute path"));
     }
 }

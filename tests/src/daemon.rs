@@ -173,6 +173,16 @@ impl Daemon {
         })
     }
 
+    /// The newest cursor there is.
+    pub fn newest_cursor(&self) -> Result<u64> {
+        let status = self.status()?;
+        let cursor = status
+            .pointer("/alerts/newest_cursor")
+            .and_then(Value::as_str);
+        let cursor = cursor.and_then(|cursor| cursor.parse().ok());
+        cursor.with_context(|| format!("no cursor /alerts/newest_cursor in {status}"))
+    }
+
     /// Ends it as a service manager does; its exit status.
     pub fn stop(&self) -> Result<ExitStatus> {
         if let Some(pid) = self.process.id() {

@@ -86,6 +86,17 @@ impl World {
         self.marker()?;
         self.daemon.wait_nothing_waiting()?;
         self.marker()?;
+        let newest = self.daemon.newest_cursor()?;
+        until("every alert to arrive", PATIENCE, || {
+            let cursor = |alert: &Value| text(alert, "/cursor")?.parse::<u64>().ok();
+            let arrived = self.alerts.arrivals();
+            let arrived = arrived
+                .iter()
+                .filter_map(|arrival| cursor(&arrival.alert))
+                .max();
+            ensure!(arrived >= Some(newest), "{arrived:?} of {newest} arrived");
+            Ok(())
+        })?;
         until("all hashes", PATIENCE, || {
             let pending = |alert: &Value| text(alert, "/file/hash_state") == Some("pending");
             let alerts = self.alerts.all();

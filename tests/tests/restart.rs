@@ -108,6 +108,33 @@ fn a_container_started_before_the_daemon_is_attributed() -> Result<()> {
 }
 
 #[test]
+fn what_ran_before_the_daemon_is_judged_as_if_it_had_just_started() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let world = World::start_after(|containerd| {
+        let line = "cp /bin/probe /tmp/early; echo salt >> /tmp/early; /tmp/early sleep-ms 600000";
+        containerd.start_container(&Run::new(BASE, "infected").shell(line))?;
+        containerd.start_container(&Run::new(BASE, "clean").arguments(["/bin/sleep", "600"]))?;
+        until("the added file to run", PATIENCE, || {
+            let pid = containerd.task_pid("infected")?;
+            // The shell executes its last command in its own place.
+            let program = fs::read_link(format!("/proc/{pid}/exe"))?;
+            ensure!(program.ends_with("tmp/early"), "{program:?}");
+            Ok(())
+        })
+    })?;
+    world.settle()?;
+    let raised: Vec<_> = world.alerts.of("infected");
+    let [alert] = raised.as_slice() else {
+        anyhow::bail!("not one alert: {raised:?}");
+    };
+    ensure!(text(alert, "/kind") == Some("exec_added"), "{alert}");
+    ensure!(text(alert, "/file/path") == Some("/tmp/early"), "{alert}");
+    ensure!(text(alert, "/file/hash_state") == Some("done"), "{alert}");
+    ensure!(world.alerts.of("clean").is_empty());
+    check_attributed(&world, &raised)
+}
+
+#[test]
 fn a_killed_containerd_loses_no_container_and_no_alert() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
     let world = World::start()?;

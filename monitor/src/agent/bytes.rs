@@ -15,7 +15,7 @@ use std::{
 };
 
 use lru::LruCache;
-use monitor_common::exec::{FILE_OVERLAY, FILE_UPPER};
+use monitor_common::exec::{FILE_OVERLAY, FILE_UPPER, OVERLAYFS_MAGIC};
 use sha2::Digest as _;
 use tokio::sync::Semaphore;
 
@@ -33,6 +33,8 @@ const HASHING_MAX: usize = 2;
 /// Bytes of a file; a longer one is not hashed, since a sparse file of any length costs nothing
 /// to make.
 const FILE_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of the scripts and interpreters of one exec; what is beyond is not hashed.
+const PARTICIPANT_BYTES_MAX: u64 = 64 << 20;
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 128 << 10;
 /// Hashes remembered of files in image layers; the one that was not used longest is hashed again.
@@ -50,6 +52,8 @@ pub(super) struct Request {
     pub(super) held: Vec<OwnedFd>,
     /// See [`Exec::program`](crate::sensor::event::Exec::program).
     pub(super) program: Option<OwnedFd>,
+    /// Kernel device number of the container's root.
+    pub(super) root_device: Option<u32>,
     /// The image whose layers the container's root has.
     pub(super) layers: Option<Layers>,
 }
@@ -62,6 +66,15 @@ pub(super) struct Layers {
     /// When the container was created, in nanoseconds since 1970. What it writes has a later change
     /// time, which cannot be set.
     pub(super) created_unix_ns: i128,
+}
+
+impl Layers {
+    /// Whether the file has not changed since before the container was created.
+    fn has(&self, metadata: &Metadata) -> bool {
+        let changed_ns =
+            i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+        changed_ns + TICK_NS < self.created_unix_ns
+    }
 }
 
 /// What was read of an exec.
@@ -129,13 +142,14 @@ impl BytesReader {
             None => reopened(request)
                 .and_then(|(file, metadata)| self.program(request, &file, &metadata)),
         };
+        let mut budget = PARTICIPANT_BYTES_MAX;
         let participants = files
             .iter()
             .filter(|(_, metadata)| !is_program(metadata))
-            .map(|(file, metadata)| self.participant(request, file, metadata))
+            .map(|(file, metadata)| self.participant(request, file, metadata, &mut budget))
             .collect();
         Read {
-            program: program.map_or_else(Bytes::Gone, Bytes::Hashed),
+            program: program.unwrap_or_else(Bytes::Gone),
             participants,
         }
     }
@@ -145,7 +159,7 @@ impl BytesReader {
         request: &Request,
         file: &File,
         metadata: &Metadata,
-    ) -> Result<Sha256, String> {
+    ) -> Result<Bytes, String> {
         let facts = &request.facts;
         // In a lower layer the kernel's facts are the overlay inode's and may be stale.
         let is_layer = facts.flags & (FILE_OVERLAY | FILE_UPPER) == FILE_OVERLAY;
@@ -158,10 +172,28 @@ impl BytesReader {
                 "it was changed after it was executed and before it could be read".to_owned(),
             );
         }
-        self.sha256(request.layers.as_ref(), file, metadata)
+        let sha256 = self.sha256(request.layers.as_ref(), file, metadata)?;
+        let after = file
+            .metadata()
+            .map_err(|error| format!("it could not be examined: {error}"))?;
+        // Times other than this one can be set back.
+        let untouched = is_layer
+            || (after.ctime(), after.ctime_nsec())
+                == (facts.changed_s, i64::from(facts.changed_ns));
+        Ok(if untouched {
+            Bytes::Hashed(sha256)
+        } else {
+            Bytes::Touched(sha256)
+        })
     }
 
-    fn participant(&self, request: &Request, file: &File, metadata: &Metadata) -> Participant {
+    fn participant(
+        &self,
+        request: &Request,
+        file: &File,
+        metadata: &Metadata,
+        budget: &mut u64,
+    ) -> Participant {
         let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let mut path = link
             .map(|path| path.into_os_string().into_vec())
@@ -172,19 +204,26 @@ impl BytesReader {
         }
         let mut start = [0; elf::MAGIC.len()];
         let is_elf = file.read_exact_at(&mut start, 0).is_ok() && start == elf::MAGIC;
-        let role = if is_elf {
-            Role::ElfInterpreter
+        let layers = request.layers.as_ref();
+        let bytes = if metadata.size() > *budget {
+            Err(format!(
+                "the files beside the program exceed {PARTICIPANT_BYTES_MAX} bytes"
+            ))
         } else {
-            Role::Script
+            *budget -= metadata.size();
+            self.sha256(layers, file, metadata)
         };
-        let bytes = self
-            .sha256(request.layers.as_ref(), file, metadata)
-            .map_or_else(Bytes::Gone, Bytes::Hashed);
         Participant {
-            role,
+            role: if is_elf {
+                Role::ElfInterpreter
+            } else {
+                Role::Script
+            },
             path,
             unlinked,
-            bytes,
+            size: metadata.size(),
+            is_layer: layers.is_some_and(|layers| layers.has(metadata)),
+            bytes: bytes.map_or_else(Bytes::Gone, Bytes::Hashed),
         }
     }
 
@@ -204,10 +243,8 @@ impl BytesReader {
                 metadata.size()
             ));
         }
-        let changed_ns =
-            i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
         let key = layers
-            .filter(|layers| changed_ns + TICK_NS < layers.created_unix_ns)
+            .filter(|layers| layers.has(metadata))
             .map(|layers| LayerFile {
                 chain_id: layers.chain_id,
                 inode: metadata.ino(),
@@ -240,6 +277,12 @@ fn reopened(request: &Request) -> Result<(File, Metadata), String> {
     let Some(program) = &request.program else {
         return Err("no descriptor of it was held and the process had gone".to_owned());
     };
+    // An overlay of the container's own making may have any server below it.
+    if request.facts.filesystem_magic == OVERLAYFS_MAGIC
+        && request.root_device != Some(request.facts.device)
+    {
+        return Err("it lies on an overlay that the container mounted".to_owned());
+    }
     let file = File::open(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .map_err(|error| format!("it could not be opened for reading: {error}"))?;
     let metadata = file

@@ -6,10 +6,19 @@ mod owner;
 mod query;
 mod runtime;
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{
+    fs::{DirBuilder, File, Permissions},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -31,6 +40,12 @@ use crate::{
 /// Execs between the sensor's reader and the owner; at the bound the reader waits and the ring
 /// fills.
 const EVENTS_MAX: usize = 4096;
+/// Threads of the async runtime.
+const WORKER_THREADS: usize = 2;
+/// Threads for what blocks: hashing, reading layers.
+const BLOCKING_THREADS_MAX: usize = 16;
+/// How long threads that read files are waited for at the end.
+const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(2);
 /// Questions of API clients that wait for the owner; at the bound the clients wait.
 const QUERIES_MAX: usize = 64;
 
@@ -40,11 +55,17 @@ const QUERIES_MAX: usize = 64;
 ///
 /// What kept it from starting, with what to do about it.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // Few, whatever the node's size: the owner is one task, and hashing has its own bound.
+        .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
-        .context("cannot start the async runtime")?
-        .block_on(serve(config))
+        .context("cannot start the async runtime")?;
+    let served = runtime.block_on(serve(config));
+    // A read of a container's file may never return.
+    runtime.shutdown_timeout(SHUTDOWN_TIME_MAX);
+    served
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
@@ -58,8 +79,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         "starting"
     );
 
-    let (events_in, events) = mpsc::channel(EVENTS_MAX);
-    let sensor = Sensor::start(events_in)?;
+    Sensor::may_start()?;
     let client = containerd::Client::connect(&config.containerd).await?;
     let _lock = lock(&config.state)?;
     let images = Arc::new(ImageStore::open(
@@ -72,6 +92,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .map(|address| Ok(api::Listener::bind(&address.parse()?)?))
         .collect::<anyhow::Result<Vec<_>>>()?;
 
+    // Last of what can fail, since from here on it sends events, which nobody takes yet.
+    let (events_in, events) = mpsc::channel(EVENTS_MAX);
+    let sensor = Sensor::start(events_in)?;
+    let watched_since = jiff::Timestamp::now();
+
     let (changes_in, changes) = mpsc::channel(containerd_watch::CHANGES_MAX);
     let (listings, listings_asked) = watch::channel(None);
     let (references_in, references) = watch::channel(Arc::from([]));
@@ -82,7 +107,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let log = AlertLog::new();
 
     let containerd_address = client.address().to_owned();
-    let watching = tokio::spawn(containerd_watch::run(
+    let mut watching = tokio::spawn(containerd_watch::run(
         client,
         changes_in,
         listings_asked,
@@ -115,15 +140,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         changes,
         queries,
     };
-    let owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
+    let mut owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
     let answers = node::NodeView {
         node,
         queries: queries_in,
         references,
         images,
         containerd_address,
+        watched_since,
     };
-    let serving = tokio::spawn(api::serve(
+    let mut serving = tokio::spawn(api::serve(
         listeners,
         Arc::new(answers),
         log,
@@ -132,10 +158,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     ));
     let announcing = tokio::spawn(announce(ready));
 
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+    // None of the tasks ends by itself; one that does has failed, and the daemon would be blind.
+    let failed = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        ended = &mut owning => Some(format!("the owner task ended: {ended:?}")),
+        ended = &mut watching => Some(format!("the containerd task ended: {ended:?}")),
+        ended = &mut serving => Some(format!("the API task ended: {ended:?}")),
+    };
+    if let Some(failed) = failed {
+        anyhow::bail!("{failed}");
     }
+    tracing::info!("stopping");
     announcing.abort();
     // The owner first, so that what it still finds reaches the API's clients.
     stop_owner.send_replace(true);
@@ -158,13 +192,19 @@ fn node_name(config: &Config) -> anyhow::Result<String> {
 
 /// Two daemons on one state directory would overwrite each other's files.
 fn lock(state: &Path) -> anyhow::Result<Flock<File>> {
-    std::fs::create_dir_all(state)
+    // For root alone: whoever can open the lock can hold it.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .and_then(|()| std::fs::set_permissions(state, Permissions::from_mode(0o700)))
         .with_context(|| format!("cannot create the state directory {}", state.display()))?;
     let path = state.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, error)| error)
-        .with_context(|| format!("the state directory {} is in use by another monitord; stop it, or give another directory with --state", state.display()))
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EAGAIN => anyhow::anyhow!("the state directory {} is in use by another monitord; stop it, or give another directory with --state", state.display()),
+        error => anyhow::anyhow!("cannot lock {}: {error}", path.display()),
+    })
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
+use jiff::Timestamp;
 use monitor_api::v1;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -9,7 +10,7 @@ use super::query::{Query, Snapshot};
 use crate::{
     alerts::build,
     api::{self, ContentsError, ImageContents, Node},
-    containers::{Container, Identity, ImageId, catalog::Reference},
+    containers::{Container, ImageId, catalog::Reference},
     digest::Digest,
     image::{
         contents::{Contents, Found},
@@ -19,6 +20,9 @@ use crate::{
     sensor::HOOK_SET,
 };
 
+/// Digits of a digest that must be given at least; the tables show as many.
+const DIGEST_DIGITS_MIN: usize = 12;
+
 /// Answers from the owner's snapshots, the references and the image store.
 pub(super) struct NodeView {
     pub(super) node: String,
@@ -26,6 +30,8 @@ pub(super) struct NodeView {
     pub(super) references: watch::Receiver<Arc<[Reference]>>,
     pub(super) images: Arc<ImageStore>,
     pub(super) containerd_address: PathBuf,
+    /// When the hooks were attached.
+    pub(super) watched_since: Timestamp,
 }
 
 impl NodeView {
@@ -36,24 +42,35 @@ impl NodeView {
         answer.await.ok()
     }
 
-    /// The image that a reference, a manifest digest or a config digest stands for, with a
-    /// namespace that has it.
-    fn find(&self, image: &str) -> Result<(String, ImageId), ContentsError> {
-        let digest: Option<Digest> = image.parse().ok();
+    /// The image that a reference or a digest (of index, manifest or config; also its first digits)
+    /// stands for, with a namespace that has it. Images that only a container still has are found
+    /// as well.
+    async fn find(&self, image: &str) -> Result<(String, ImageId), ContentsError> {
+        let digits = image.strip_prefix("sha256:").unwrap_or(image);
+        let is_prefix = digits.len() >= DIGEST_DIGITS_MIN
+            && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_meant = |digest: &Digest| is_prefix && digest.0.to_string().starts_with(digits);
         let mut found: BTreeMap<Digest, (String, ImageId)> = BTreeMap::new();
         for reference in self.references.borrow().iter() {
             let Some(known) = &reference.image else {
                 continue;
             };
             let id = &known.id;
-            let meant = reference.name == image
-                || digest.is_some_and(|digest| {
-                    digest == id.manifest || digest == id.config || digest == reference.target
-                });
-            if meant {
+            let digests = [&id.manifest, &id.config, &reference.target];
+            if reference.name == image || digests.into_iter().any(is_meant) {
                 found
                     .entry(id.manifest)
                     .or_insert_with(|| (reference.namespace.clone(), id.clone()));
+            }
+        }
+        let used = self.snapshot().await.map(|snapshot| snapshot.containers);
+        for (container, _, _) in used.iter().flatten() {
+            for id in container.identity.images() {
+                if [&id.manifest, &id.config].into_iter().any(is_meant) {
+                    found.entry(id.manifest).or_insert_with(|| {
+                        (container.runtime_namespace.clone(), ImageId::clone(id))
+                    });
+                }
             }
         }
         match found.len() {
@@ -83,7 +100,9 @@ impl Node for NodeView {
         let mut containers: Vec<v1::Container> = snapshot
             .containers
             .iter()
-            .map(|(container, running, findings)| self.container(container, *running, *findings))
+            .map(|(container, running, findings)| {
+                Self::container(container, *running, *findings, self.watched_since)
+            })
             .collect();
         containers.sort_by_cached_key(|container| {
             container
@@ -122,6 +141,16 @@ impl Node for NodeView {
                 image.index_digest = reference.target.to_string();
             }
         }
+        // Images whose references are gone while containers still run them.
+        for (container, _, _) in &used {
+            for id in container.identity.images() {
+                images
+                    .entry(id.manifest)
+                    .or_insert_with(|| self.image(&container.runtime_namespace, id, &used))
+                    .runtime_namespaces
+                    .push(container.runtime_namespace.clone());
+            }
+        }
         for image in images.values_mut() {
             for names in [&mut image.references, &mut image.runtime_namespaces] {
                 names.sort();
@@ -136,7 +165,7 @@ impl Node for NodeView {
         image: &str,
         path: Option<&[u8]>,
     ) -> Result<ImageContents, ContentsError> {
-        let (namespace, id) = self.find(image)?;
+        let (namespace, id) = self.find(image).await?;
         let contents = self
             .images
             .contents(&namespace, &id)
@@ -152,7 +181,7 @@ impl Node for NodeView {
                         .resolve(path)
                         .ok_or_else(|| ContentsError::NoPath {
                             image: image.to_owned(),
-                            path: path.escape_ascii().to_string(),
+                            path: monitor_api::bytes::escape(path).to_string(),
                         })?;
                 Box::new(std::iter::once(entry(path, &found)))
             }
@@ -215,6 +244,8 @@ impl Node for NodeView {
         }];
         status.events = Some(v1::status::Events {
             received: snapshot.account.received,
+            running: snapshot.account.running,
+            failed: snapshot.counts.failed,
             judged: snapshot.counts.judged + snapshot.counts.host + snapshot.account.undecodable,
             waiting: snapshot.waiting,
             expired_unknown: snapshot.counts.expired_unknown,
@@ -228,24 +259,33 @@ impl Node for NodeView {
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,
             queue_overflows: snapshot.account.held.queue_overflows,
+            evicted: snapshot.account.held.evicted,
         });
         status
     }
 }
 
 impl NodeView {
-    fn container(&self, container: &Container, running: bool, findings: u64) -> v1::Container {
+    fn container(
+        container: &Container,
+        running: bool,
+        findings: u64,
+        watched_since: Timestamp,
+    ) -> v1::Container {
+        let is_whole = container.created_unix_ns >= watched_since.as_nanosecond();
         let task = container.task.as_ref().filter(|_| running);
         v1::Container {
             container: Some(build::container_of(container)),
             image: Some(build::image_of(container, None)),
             pid: task.map(|task| task.pid),
-            coverage: if container.is_visible() {
-                "full"
-            } else {
-                "none"
+            coverage: match (container.is_visible(), is_whole) {
+                (false, _) => "none",
+                (true, true) => "full",
+                (true, false) => "since",
             }
             .to_owned(),
+            coverage_since: (container.is_visible() && !is_whole)
+                .then(|| build::timestamp(watched_since)),
             findings,
             ..Default::default()
         }
@@ -259,12 +299,9 @@ impl NodeView {
     ) -> v1::Image {
         let containers = used
             .iter()
-            .filter(|(container, _, _)| match &container.identity {
-                Identity::Proven(image) | Identity::Claimed(image) => image.manifest == id.manifest,
-                Identity::Ambiguous(candidates) => {
-                    candidates.iter().any(|image| image.manifest == id.manifest)
-                }
-                Identity::None | Identity::Pending => false,
+            .filter(|(container, _, _)| {
+                let mut images = container.identity.images().iter();
+                images.any(|image| image.manifest == id.manifest)
             })
             .count();
         let mut image = v1::Image {

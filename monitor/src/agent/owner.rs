@@ -2,17 +2,19 @@
 //! by tasks it starts, which bring back facts.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     future::Future,
+    num::NonZeroUsize,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use lru::LruCache;
 use monitor_common::CgroupState;
 use tokio::{
     sync::{mpsc, watch},
-    task::{JoinError, JoinSet},
+    task::{Id, JoinError, JoinSet},
 };
 
 use super::{
@@ -30,10 +32,10 @@ use crate::{
     detect::{
         FileVerdict, Finding, Origin, container as container_rules,
         exec::{ExecFacts, Expected, Judgement, RuntimeFiles, judge},
-        participant,
+        participant::{self, Participant, Role},
     },
     image::{contents::Contents, error::ContentsError, store::ImageStore},
-    sensor::{HOOK_SET, Sensor, event::Exec},
+    sensor::{HOOK_SET, Sensor, event::Exec, hold::HolderError},
 };
 
 /// Execs whose bytes and contents are being read; at the bound no further events are taken, so
@@ -46,6 +48,9 @@ const WAITING_MAX: usize = 8192;
 const WAITING_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often what has waited too long is looked for.
 const TICK: Duration = Duration::from_secs(1);
+/// Containers of which it is remembered what was said as a whole and how many findings they had; of
+/// more, the one that had none for longest.
+const CONTAINERS_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 /// Pause before the contents of an image are asked for again.
 const CONTENTS_RETRY: Duration = Duration::from_millis(500);
 /// How long the execs that are in flight are waited for at the end.
@@ -83,6 +88,8 @@ pub(super) struct EventCounts {
     pub(super) expired_unknown: u64,
     /// Given up because they were seen before containerd told of its containers.
     pub(super) before_coverage: u64,
+    /// Given up because of a defect of this program.
+    pub(super) failed: u64,
 }
 
 /// The owner.
@@ -103,18 +110,40 @@ pub(super) struct Owner {
 }
 
 /// What the owner gathers while it runs.
-#[derive(Default)]
 pub(super) struct State {
     processes: Processes,
     waiting: VecDeque<(Instant, Exec)>,
     in_flight: JoinSet<Done>,
     /// Containers of which it was said as a whole that they cannot be compared.
-    told: HashSet<Key>,
-    findings: HashMap<Key, u64>,
-    execs_in_flight: u64,
+    told: LruCache<Creation, ()>,
+    findings: LruCache<Creation, u64>,
+    execs_in_flight: HashSet<Id>,
     counts: EventCounts,
     connection: Connection,
     listed: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            processes: Processes::default(),
+            waiting: VecDeque::new(),
+            in_flight: JoinSet::new(),
+            told: LruCache::new(CONTAINERS_MAX),
+            findings: LruCache::new(CONTAINERS_MAX),
+            execs_in_flight: HashSet::new(),
+            counts: EventCounts::default(),
+            connection: Connection::default(),
+            listed: false,
+        }
+    }
+}
+
+/// A container, told from a later one of the same name.
+type Creation = (Key, i128);
+
+fn creation(container: &Container) -> Creation {
+    (Key::of(container), container.created_unix_ns)
 }
 
 /// What a task brings back.
@@ -148,7 +177,7 @@ impl Owner {
                 biased;
                 () = &mut shutdown => break,
                 Some(change) = inputs.changes.recv() => self.change(change),
-                Some(done) = self.state.in_flight.join_next(), if !self.state.in_flight.is_empty() => self.done(done),
+                Some(done) = self.state.in_flight.join_next_with_id(), if !self.state.in_flight.is_empty() => self.done(done),
                 Some(query) = inputs.queries.recv() => self.answer(query),
                 Some(exec) = inputs.events.recv(), if room => self.exec(exec),
                 _ = tick.tick() => self.tick(),
@@ -175,7 +204,7 @@ impl Owner {
         if let Err(error) = stopped.await {
             tracing::error!(%error, "the sensor did not stop cleanly");
         }
-        while let Some(done) = self.state.in_flight.join_next().await {
+        while let Some(done) = self.state.in_flight.join_next_with_id().await {
             self.done(done);
         }
     }
@@ -195,6 +224,12 @@ impl Owner {
             exec.time_boot_ns,
         ) {
             Place::Container { container, .. } if container.identity != Identity::Pending => {
+                self.read(exec, container);
+            }
+            // It may have left its container's cgroup and mount namespace.
+            Place::Host
+                if let Some(container) = self.state.processes.container_of(&exec.process) =>
+            {
                 self.read(exec, container);
             }
             Place::Host => {
@@ -218,9 +253,8 @@ impl Owner {
 
     /// Whether a listing that could have told whose an exec is has told nothing.
     fn is_before_coverage(&self, exec: &Exec) -> bool {
-        self.state.listed
-            && self.state.connection.connected
-            && exec.time_boot_ns < self.inventory.told_since_boot_ns()
+        let told_since_ns = self.inventory.told_since_boot_ns();
+        self.state.listed && told_since_ns != u64::MAX && exec.time_boot_ns < told_since_ns
     }
 
     fn tell_kernel(&mut self, cgroup: u64) {
@@ -243,14 +277,14 @@ impl Owner {
             facts: exec.file.facts,
             held: std::mem::take(&mut exec.held),
             program: exec.program.take(),
+            root_device: container.task.as_ref().and_then(|task| task.root_device),
             layers: image.as_ref().map(|image| Layers {
                 chain_id: image.chain_id,
                 created_unix_ns: container.created_unix_ns,
             }),
         };
         let (bytes, images) = (Arc::clone(&self.bytes), Arc::clone(&self.images));
-        self.state.execs_in_flight += 1;
-        self.state.in_flight.spawn(async move {
+        let handle = self.state.in_flight.spawn(async move {
             let contents = async {
                 match &image {
                     Some(image) => {
@@ -269,23 +303,29 @@ impl Owner {
                 contents,
             }))
         });
+        self.state.execs_in_flight.insert(handle.id());
     }
 
-    fn done(&mut self, done: Result<Done, JoinError>) {
+    fn done(&mut self, done: Result<(Id, Done), JoinError>) {
+        let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let was_exec = self.state.execs_in_flight.remove(&id);
         match done {
-            Ok(Done::Exec(read)) => {
-                self.state.execs_in_flight -= 1;
-                self.judge(*read);
-            }
-            Ok(Done::Contents { result: Ok(_), .. }) => {}
-            Ok(Done::Contents {
-                container,
-                result: Err(error),
-            }) => {
+            Ok((_, Done::Exec(read))) => self.judge(*read),
+            Ok((_, Done::Contents { result: Ok(_), .. })) => {}
+            Ok((
+                _,
+                Done::Contents {
+                    container,
+                    result: Err(error),
+                },
+            )) => {
                 self.tell_unavailable(&container, &error);
             }
             // Only a defect of this program ends a task early.
-            Err(error) => tracing::error!(%error, "an exec could not be judged"),
+            Err(error) => {
+                self.state.counts.failed += u64::from(was_exec);
+                tracing::error!(%error, "a defect of monitord: what an exec executed could not be read");
+            }
         }
     }
 
@@ -310,12 +350,16 @@ impl Owner {
             hook: HOOK_SET,
         };
         let program = judge(&facts);
-        let participants: Vec<Judgement> = read
+        let mut participants: Vec<Judgement> = read
             .files
             .participants
             .iter()
             .map(|participant| participant::judge(&facts, participant))
             .collect();
+        let is_script = |participant: &Participant| participant.role == Role::Script;
+        if read.exec.script.is_some() && !read.files.participants.iter().any(is_script) {
+            participants.push(participant::judge_unheld_script(&facts));
+        }
         let counts = &mut self.state.counts;
         counts.judged += 1;
         match &program {
@@ -333,11 +377,8 @@ impl Owner {
     }
 
     fn raise(&mut self, finding: &Finding) {
-        *self
-            .state
-            .findings
-            .entry(Key::of(&finding.container))
-            .or_default() += 1;
+        let findings = &mut self.state.findings;
+        *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
         self.log.append(build(
             finding,
             &self.node,
@@ -397,11 +438,7 @@ impl Owner {
                 Effect::ContainerIdentified(container) => self.identified(&container),
                 Effect::TaskStarted(container) => self.hold(&container),
                 Effect::TaskExited(_) => {}
-                Effect::ContainerRemoved(container) => {
-                    let key = Key::of(&container);
-                    self.state.told.remove(&key);
-                    self.state.findings.remove(&key);
-                }
+                Effect::ContainerRemoved(_) => {}
                 Effect::ForgetCgroup(id) => self.forget(id),
             }
         }
@@ -416,14 +453,23 @@ impl Owner {
     }
 
     fn hold(&self, container: &Container) {
-        let rootfs = container
+        let place = container
             .task
             .as_ref()
-            .and_then(|task| task.rootfs.as_deref());
-        if let (Some(sensor), Some(rootfs)) = (&self.sensor, rootfs)
-            && let Err(error) = sensor.hold(rootfs)
-        {
-            tracing::warn!(%error, id = container.id, "executed files are not held");
+            .and_then(|task| Some((task.rootfs.as_deref()?, task.root_device?)));
+        let (Some(sensor), Some((rootfs, device))) = (&self.sensor, place) else {
+            tracing::warn!(
+                id = container.id,
+                "where the container's root is mounted is not known; executed files are not held"
+            );
+            return;
+        };
+        match sensor.hold(rootfs, device) {
+            Ok(()) => {}
+            Err(error @ (HolderError::Ended(_) | HolderError::NotOverlay(_))) => {
+                tracing::debug!(%error, id = container.id)
+            }
+            Err(error) => tracing::warn!(%error, id = container.id, "executed files are not held"),
         }
     }
 
@@ -434,7 +480,7 @@ impl Owner {
         match container.identity.contents_of().cloned() {
             None => {
                 if let Some(finding) = container_rules::judge_identity(container, now)
-                    && self.state.told.insert(Key::of(container))
+                    && self.state.told.put(creation(container), ()).is_none()
                 {
                     self.raise(&finding);
                 }
@@ -450,7 +496,7 @@ impl Owner {
     }
 
     fn tell_unavailable(&mut self, container: &Arc<Container>, error: &ContentsError) {
-        if self.state.told.insert(Key::of(container)) {
+        if self.state.told.put(creation(container), ()).is_none() {
             let now = clock::boot_ns();
             self.raise(&container_rules::contents_unavailable(
                 container,
@@ -484,8 +530,7 @@ impl Owner {
             .map(Sensor::account)
             .unwrap_or_default();
         // With the reader, or in the channel.
-        let between = account
-            .received
+        let between = (account.received + account.running)
             .saturating_sub(account.undecodable + self.state.counts.received);
         let snapshot = Snapshot {
             containers: self
@@ -495,14 +540,16 @@ impl Owner {
                     let findings = self
                         .state
                         .findings
-                        .get(&Key::of(container))
+                        .peek(&creation(container))
                         .copied()
                         .unwrap_or(0);
                     (Arc::clone(container), running, findings)
                 })
                 .collect(),
             counts: self.state.counts,
-            waiting: between + self.state.waiting.len() as u64 + self.state.execs_in_flight,
+            waiting: between
+                + self.state.waiting.len() as u64
+                + self.state.execs_in_flight.len() as u64,
             account,
             connection: self.state.connection,
         };

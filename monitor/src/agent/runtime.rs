@@ -8,12 +8,14 @@ use sha2::Digest as _;
 use crate::{detect::exec::RuntimeFiles, digest::Sha256};
 
 /// Where distributions and node images install programs, on the host.
-const DIRECTORIES: [&str; 5] = [
+const DIRECTORIES: [&str; 7] = [
     "usr/local/sbin",
     "usr/local/bin",
     "usr/sbin",
     "usr/bin",
     "opt/bin",
+    "var/lib/rancher/k3s/data/current/bin",
+    "var/lib/rancher/rke2/bin",
 ];
 /// OCI runtimes that containerd drives, and the shim that executes them.
 const PROGRAMS: [&str; 6] = [
@@ -61,7 +63,13 @@ fn add(found: &mut RuntimeFiles, path: &Path) -> io::Result<()> {
         nix::sys::stat::minor(metadata.dev()),
     );
     if let (Ok(major), Ok(minor)) = (u32::try_from(major), u32::try_from(minor)) {
-        found.inodes.insert((major << 20 | minor, metadata.ino()));
+        found.versions.insert((
+            major << 20 | minor,
+            metadata.ino(),
+            metadata.size(),
+            metadata.ctime(),
+            u32::try_from(metadata.ctime_nsec()).unwrap_or(0),
+        ));
     }
     found.hashes.insert(Sha256(hasher.finalize().into()));
     Ok(())

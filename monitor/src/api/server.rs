@@ -106,6 +106,11 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
+    // Many clients still speak the older version.
+    let reflection_alpha = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?;
     let (reporter, health) = tonic_health::server::health_reporter();
     // tonic-health begins with SERVING for the whole server.
     report(&reporter, false).await;
@@ -124,6 +129,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .add_service(service)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .add_service(health)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
             let mut drained = drained;

@@ -8,7 +8,7 @@ use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 /// Checks that what containers do follows from the image they came from.
 #[derive(Parser)]
-#[command(version, about, arg_required_else_help = true)]
+#[command(name = "monitord", version, about, arg_required_else_help = true)]
 struct Command {
     #[command(subcommand)]
     action: Action,
@@ -72,6 +72,7 @@ impl Run {
 
 fn main() -> ExitCode {
     let command = Command::parse();
+    let is_run = matches!(command.action, Action::Run(_));
     let done = match command.action {
         Action::Run(run) => {
             log_to_stderr();
@@ -84,7 +85,12 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("monitord: {error:#}");
+            // Whoever collects the log gets the reason in its form.
+            if is_run && !std::io::stderr().is_terminal() {
+                tracing::error!("{error:#}");
+            } else {
+                eprintln!("monitord: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }

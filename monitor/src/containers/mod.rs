@@ -134,6 +134,15 @@ impl Identity {
         }
     }
 
+    /// Every image that it may be.
+    pub fn images(&self) -> &[Arc<ImageId>] {
+        match self {
+            Self::Proven(image) | Self::Claimed(image) => std::slice::from_ref(image),
+            Self::Ambiguous(candidates) => candidates,
+            Self::None | Self::Pending => &[],
+        }
+    }
+
     /// The image to compare contents with. Candidates of an ambiguous identity share their layers,
     /// so that any of them serves.
     pub fn contents_of(&self) -> Option<&Arc<ImageId>> {

@@ -1,7 +1,7 @@
 //! The processes of containers as far as execs tell of them: who put a process in, and what its
 //! ancestors execute.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use lru::LruCache;
 
@@ -23,6 +23,7 @@ struct Entry {
     process: Process,
     executable: Vec<u8>,
     origin: Origin,
+    container: Arc<Container>,
 }
 
 /// The processes that executed something, by pid.
@@ -45,7 +46,7 @@ impl Processes {
     pub fn observe(
         &mut self,
         exec: &Exec,
-        container: &Container,
+        container: &Arc<Container>,
         host_mount_namespace: u32,
     ) -> (Origin, Vec<Vec<u8>>) {
         let process = &exec.process;
@@ -74,9 +75,21 @@ impl Processes {
                 process: process.clone(),
                 executable: exec.file.path.clone(),
                 origin,
+                container: Arc::clone(container),
             },
         );
         (origin, ancestors)
+    }
+
+    /// The container in which a process or its parent executed something before.
+    pub fn container_of(&self, process: &Process) -> Option<Arc<Container>> {
+        let parent = || {
+            self.by_pid
+                .peek(&process.parent_pid)
+                .filter(|parent| parent.process.start_boot_ns <= process.start_boot_ns)
+        };
+        let entry = self.same(process).or_else(parent)?;
+        Some(Arc::clone(&entry.container))
     }
 
     fn same(&self, process: &Process) -> Option<&Entry> {
@@ -114,8 +127,8 @@ mod tests {
     const HOST: u32 = 1;
     const OWN: u32 = 2;
 
-    fn container(pid: u32) -> Container {
-        Container {
+    fn container(pid: u32) -> Arc<Container> {
+        Arc::new(Container {
             runtime_namespace: "default".to_owned(),
             id: "c".to_owned(),
             name: String::new(),
@@ -134,7 +147,7 @@ mod tests {
                 root_device: None,
                 rootfs: None,
             }),
-        }
+        })
     }
 
     fn exec(pid: u32, start: u64, parent: u32, parent_namespace: u32, path: &str) -> Exec {
@@ -164,6 +177,7 @@ mod tests {
             script: None,
             arguments: Vec::new(),
             arguments_truncated: false,
+            already_running: false,
             held: Vec::new(),
             program: None,
         }

@@ -49,13 +49,11 @@ impl Mounts {
             .map(|(device, _)| device)
     }
 
-    /// The runtime's `…/NAMESPACE/ID/rootfs`; only if its device is `device`, where that is known.
-    fn rootfs_of(&self, namespace: &str, id: &str, device: Option<u32>) -> Option<(u32, PathBuf)> {
+    /// The runtime's `…/NAMESPACE/ID/rootfs`.
+    fn rootfs_of(&self, namespace: &str, id: &str) -> Option<(u32, PathBuf)> {
         let end = format!("/{namespace}/{id}/rootfs");
         self.newest_first()
-            .find(|(seen, path)| {
-                path.ends_with(end.as_bytes()) && device.is_none_or(|device| device == *seen)
-            })
+            .find(|(_, path)| path.ends_with(end.as_bytes()))
             .map(|(device, path)| (device, PathBuf::from(OsStr::from_bytes(&path))))
     }
 }
@@ -130,24 +128,27 @@ pub(super) fn task(
     // without a process has nothing to read.
     let alive = pid != 0;
     let mount_namespace = alive.then(|| mount_namespace(&pid.to_string())).flatten();
-    let mut root_device = alive.then(|| Mounts::of(pid).at(b"/")).flatten();
-    let mut rootfs = bundle
+    let own_root = || alive.then(|| Mounts::of(pid).at(b"/")).flatten();
+    let bundle = bundle
         .filter(|bundle| !bundle.is_empty())
         .map(|bundle| Path::new(bundle).join("rootfs"));
-    match &rootfs {
-        Some(path) if root_device.is_none() => {
-            let host = host.get_or_insert_with(Mounts::of_host);
-            root_device = host.at(path.as_os_str().as_bytes());
+    let (rootfs, root_device) = match bundle {
+        // Just created: nothing of the container has run that could have mounted over its root.
+        Some(path) => {
+            let device = own_root().or_else(|| {
+                let host = host.get_or_insert_with(Mounts::of_host);
+                host.at(path.as_os_str().as_bytes())
+            });
+            (Some(path), device)
         }
-        Some(_) => {}
         None => {
             let host = host.get_or_insert_with(Mounts::of_host);
-            if let Some((device, path)) = host.rootfs_of(namespace, id, root_device) {
-                rootfs = Some(path);
-                root_device = root_device.or(Some(device));
+            match host.rootfs_of(namespace, id) {
+                Some((device, path)) => (Some(path), Some(device)),
+                None => (None, own_root()),
             }
         }
-    }
+    };
     let cgroup_path = alive
         .then(|| read(&format!("/proc/{pid}/cgroup")).ok())
         .flatten()
@@ -183,16 +184,14 @@ mod tests {
         assert_eq!(mounts.at(b"/data"), Some(254 << 20 | 1));
         assert_eq!(mounts.at(b"/bad"), None);
         assert_eq!(mounts.at(b"/run/c/default/a b/rootfs"), Some(22));
-        let rootfs = |namespace, id, device| {
+        let rootfs = |namespace, id| {
             mounts
-                .rootfs_of(namespace, id, device)
+                .rootfs_of(namespace, id)
                 .map(|(device, path)| (device, path.display().to_string()))
         };
         let web = "/run/c/io.containerd.runtime.v2.task/default/web/rootfs".to_owned();
-        assert_eq!(rootfs("default", "web", None), Some((21, web.clone())));
-        assert_eq!(rootfs("default", "web", Some(21)), Some((21, web)));
-        assert_eq!(rootfs("default", "web", Some(22)), None);
-        assert_eq!(rootfs("default", "eb", None), None);
+        assert_eq!(rootfs("default", "web"), Some((21, web)));
+        assert_eq!(rootfs("default", "eb"), None);
     }
 
     #[test]

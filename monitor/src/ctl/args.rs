@@ -167,9 +167,9 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Parsed, Failure
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             Ok(Parsed::Print(error.render().to_string()))
         }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Failure::Usage(
-            "a command is missing; `monitorctl --help` lists them".to_owned(),
-        )),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => Err(
+            Failure::Usage("a command is missing; `monitorctl --help` lists them".to_owned()),
+        ),
         _ => Err(Failure::Usage(one_line(&error.render().to_string()))),
     }
 }

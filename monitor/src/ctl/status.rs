@@ -35,8 +35,9 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push((
             "events",
             format!(
-                "{} received = {} judged + {} waiting + {} expired while unknown + {} before coverage",
+                "{} received + {} running = {} judged + {} waiting + {} expired while unknown + {} before coverage",
                 events.received,
+                events.running,
                 events.judged,
                 events.waiting,
                 events.expired_unknown,

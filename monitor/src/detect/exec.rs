@@ -51,6 +51,9 @@ pub enum Expected<'a> {
 pub enum Bytes {
     /// Their hash.
     Hashed(Sha256),
+    /// The hash of what the file holds now; its change time is later than the exec, so that it may
+    /// have held something else then.
+    Touched(Sha256),
     /// Gone before they could be read, or changed since, and how that was noticed.
     Gone(String),
 }
@@ -59,7 +62,7 @@ impl Bytes {
     /// Their hash, if they could be read.
     pub fn sha256(&self) -> Option<Sha256> {
         match self {
-            Self::Hashed(sha256) => Some(*sha256),
+            Self::Hashed(sha256) | Self::Touched(sha256) => Some(*sha256),
             Self::Gone(_) => None,
         }
     }
@@ -69,8 +72,8 @@ impl Bytes {
 /// container's cgroup before the entrypoint; that step is known by the file, not by a name.
 #[derive(Clone, Debug, Default)]
 pub struct RuntimeFiles {
-    /// Kernel device and inode number.
-    pub inodes: HashSet<(u32, u64)>,
+    /// Kernel device and inode number, size, and change time in seconds and nanoseconds.
+    pub versions: HashSet<(u32, u64, u64, i64, u32)>,
     /// The same files' hashes: some versions execute a sealed copy in memory.
     pub hashes: HashSet<Sha256>,
 }
@@ -78,7 +81,14 @@ pub struct RuntimeFiles {
 impl RuntimeFiles {
     fn contains(&self, exec: &Exec, bytes: &Bytes) -> bool {
         let facts = &exec.file.facts;
-        self.inodes.contains(&(facts.device, facts.inode))
+        let version = (
+            facts.device,
+            facts.inode,
+            facts.size,
+            facts.changed_s,
+            facts.changed_ns,
+        );
+        self.versions.contains(&version)
             || bytes
                 .sha256()
                 .is_some_and(|sha256| self.hashes.contains(&sha256))
@@ -163,6 +173,13 @@ fn host_namespace(facts: &ExecFacts<'_>) -> Judgement {
 }
 
 fn memory(facts: &ExecFacts<'_>) -> Judgement {
+    // Replaced by an update while it ran: most that is found so at the start is of the image.
+    if facts.exec.already_running
+        && let (Expected::Verified(contents), Some(seen)) = (facts.expected, facts.bytes.sha256())
+        && contents.find_bytes(&seen).is_some()
+    {
+        return Judgement::Good(FileVerdict::Image);
+    }
     raise(
         facts,
         Kind::ExecMemory,
@@ -191,7 +208,7 @@ fn lower(facts: &ExecFacts<'_>) -> Judgement {
     let (Expected::Verified(contents), Some(seen)) = (facts.expected, facts.bytes.sha256()) else {
         return Judgement::Good(FileVerdict::Image);
     };
-    let contradiction = "the file lies in an unpacked layer on this node, whose bytes differ from the layer blob: the layer was edited on the host";
+    let contradiction = "the file was executed from an unpacked layer on this node, and its bytes differ from the layer blob: the layer was edited on the host, or the container overwrote the file just after it was executed";
     match contents
         .lookup(&facts.exec.file.path_in_filesystem)
         .map(|found| (found.layer, found.kind))
@@ -232,7 +249,15 @@ fn writable(facts: &ExecFacts<'_>) -> Judgement {
         Expected::Unavailable(reason) => return unverifiable(facts, reason.to_owned()),
     };
     let seen = facts.bytes.sha256();
-    let Some(found) = contents.lookup(&facts.exec.file.path_in_filesystem) else {
+    let file = &facts.exec.file;
+    // A root without layers is a directory of a larger filesystem, whose path says nothing.
+    let layered = file.facts.flags & FILE_OVERLAY != 0;
+    let path = if layered {
+        &file.path_in_filesystem
+    } else {
+        &file.path
+    };
+    let Some(found) = contents.lookup(path) else {
         let severity = seen.map_or(Severity::Critical, |seen| added_severity(contents, seen));
         return raise(
             facts,
@@ -257,6 +282,10 @@ fn writable(facts: &ExecFacts<'_>) -> Judgement {
     };
     match (&found.kind, seen) {
         (EntryKind::File { sha256, .. }, Some(seen)) if *sha256 == seen => {
+            if let Bytes::Touched(_) = facts.bytes {
+                let reason = "the file was copied up and changed after it was executed; what it holds now is the image's";
+                return unverifiable(facts, reason.to_owned());
+            }
             Judgement::Good(if facts.exec.file.facts.flags & FILE_OVERLAY != 0 {
                 FileVerdict::MetadataChanged
             } else {
@@ -354,7 +383,7 @@ pub(super) fn raise_about<'a, 'b>(
             Expected::Verified(_) => Some("verified"),
             Expected::Unavailable(_) | Expected::NoImage => None,
         },
-        message: format!("{} {said}", subject.path.escape_ascii()),
+        message: format!("{} {said}", monitor_api::bytes::escape(subject.path)),
         process: Some(ProcessFinding {
             process: exec.process.clone(),
             origin: facts.origin,
@@ -366,7 +395,7 @@ pub(super) fn raise_about<'a, 'b>(
         file: None,
         details: match subject.bytes {
             Bytes::Gone(reason) => Some(reason.clone()),
-            Bytes::Hashed(_) => None,
+            Bytes::Hashed(_) | Bytes::Touched(_) => None,
         },
         hook: Some(facts.hook),
     };
@@ -378,7 +407,7 @@ pub(super) fn raise_about<'a, 'b>(
         expected: None,
         seen: subject.bytes.sha256(),
         hash_state: match subject.bytes {
-            Bytes::Hashed(_) => HashState::Done,
+            Bytes::Hashed(_) | Bytes::Touched(_) => HashState::Done,
             Bytes::Gone(_) => HashState::Gone,
         },
         same_bytes_as: None,
@@ -422,4 +451,4 @@ impl Draft<'_, '_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

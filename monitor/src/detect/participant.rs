@@ -28,6 +28,10 @@ pub struct Participant {
     pub path: Vec<u8>,
     /// It had no name any more when it was read.
     pub unlinked: bool,
+    /// Bytes it had when it was read.
+    pub size: u64,
+    /// It did not change since before the container was created, so that it lies in a layer.
+    pub is_layer: bool,
     /// What it held.
     pub bytes: Bytes,
 }
@@ -67,52 +71,65 @@ pub fn judge(facts: &ExecFacts<'_>, participant: &Participant) -> Judgement {
         bytes: &participant.bytes,
     };
     let seen = participant.bytes.sha256();
-    // A file of the image that was unlinked while it ran has lost its path, not its bytes.
-    if participant.unlinked && seen.is_some_and(|seen| contents.find_bytes(&seen).is_some()) {
+    let copy_of = seen.and_then(|seen| contents.find_bytes(&seen));
+    // A file of a layer seen by another path (a bind mount), or unlinked while it ran.
+    if copy_of.is_some() && (participant.is_layer || participant.unlinked) {
         return Judgement::Good(FileVerdict::Image);
     }
     let found = contents
         .lookup(&participant.path)
         .filter(|_| !participant.unlinked);
     let Some(found) = found else {
-        let copied = seen.is_some_and(|seen| contents.find_bytes(&seen).is_some());
-        let severity = if copied {
-            Severity::Medium
-        } else {
-            Severity::High
-        };
+        let severity = Severity::High;
         let said = format!("{} and is not in the image", role.used());
-        return raise_about(
-            facts,
-            &subject,
-            role.added(),
-            severity,
-            FileVerdict::Added,
-            &said,
-        )
-        .same_bytes()
-        .done();
+        let verdict = FileVerdict::Added;
+        return raise_about(facts, &subject, role.added(), severity, verdict, &said)
+            .same_bytes()
+            .done();
     };
     match (&found.kind, seen) {
         (EntryKind::File { sha256, .. }, Some(seen)) if *sha256 == seen => {
             Judgement::Good(FileVerdict::Image)
         }
-        // Nothing says that it is not the image's: most are, and were gone in a moment.
-        (EntryKind::File { .. }, None) => Judgement::Unverifiable,
+        // Of a layer, so most probably the image's; no more than that could be found out.
+        (EntryKind::File { .. }, None) if participant.is_layer => Judgement::Unverifiable,
+        (EntryKind::File { size, .. }, None) if *size == participant.size => {
+            let said = format!("{} and could not be compared with the image", role.used());
+            let verdict = FileVerdict::Unverifiable;
+            let kind = Kind::ContentUnverifiable;
+            raise_about(facts, &subject, kind, Severity::Medium, verdict, &said).done()
+        }
         _ => {
             let said = format!("{} with other bytes than its image holds", role.used());
             let verdict = FileVerdict::Modified;
-            raise_about(
-                facts,
-                &subject,
-                role.modified(),
-                Severity::Critical,
-                verdict,
-                &said,
-            )
-            .expected(found.layer, &found.kind)
-            .same_bytes()
-            .done()
+            let severity = Severity::Critical;
+            raise_about(facts, &subject, role.modified(), severity, verdict, &said)
+                .expected(found.layer, &found.kind)
+                .same_bytes()
+                .done()
         }
     }
 }
+
+/// Judges the script of an exec of which nothing was held: by its name alone, which says only
+/// whether the image could account for it.
+pub fn judge_unheld_script(facts: &ExecFacts<'_>) -> Judgement {
+    let (Some(script), Expected::Verified(contents)) = (&facts.exec.script, facts.expected) else {
+        return Judgement::Unverifiable;
+    };
+    if script.starts_with(b"/") && contents.resolve(script).is_some() {
+        return Judgement::Unverifiable;
+    }
+    let bytes = Bytes::Gone("no descriptor of the script was held: it lies on another filesystem than the container's root, or came too early or too fast".to_owned());
+    let subject = Subject {
+        path: script,
+        path_truncated: false,
+        bytes: &bytes,
+    };
+    let said = "was run as a script and could not be compared with the image";
+    let (kind, verdict) = (Kind::ContentUnverifiable, FileVerdict::Unverifiable);
+    raise_about(facts, &subject, kind, Severity::Medium, verdict, said).done()
+}
+
+#[cfg(test)]
+mod tests;

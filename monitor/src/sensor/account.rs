@@ -55,7 +55,9 @@ pub struct Account {
     pub exec: HookAccount,
     /// Records read from the ring: `submitted = received + still in the ring`.
     pub received: u64,
-    /// Of those, records that were not readable as such.
+    /// Processes told at the start that ran already.
+    pub running: u64,
+    /// Of the records, those that were not readable as such.
     pub undecodable: u64,
     /// Held files.
     pub held: HeldCounters,

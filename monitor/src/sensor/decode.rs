@@ -85,6 +85,7 @@ fn exec(bytes: &[u8]) -> Option<Exec> {
         arguments: split_arguments(arguments),
         arguments_truncated: record.flags & (EXEC_ARGUMENTS_TRUNCATED | EXEC_ARGUMENTS_UNREADABLE)
             != 0,
+        already_running: false,
         held: Vec::new(),
         program: None,
     })
@@ -129,7 +130,7 @@ fn reversed<const N: usize>(runs: [&[u8]; N]) -> Vec<u8> {
     path
 }
 
-fn split_arguments(bytes: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn split_arguments(bytes: &[u8]) -> Vec<Vec<u8>> {
     if bytes.is_empty() {
         return Vec::new();
     }

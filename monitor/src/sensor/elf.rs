@@ -18,6 +18,13 @@ const PT_INTERP: u32 = 3;
 /// Program headers looked at; compilers make about a dozen.
 const HEADERS_MAX: usize = 128;
 
+/// Whether the file begins as an ELF file does.
+pub(super) fn is_elf(file: &OwnedFd) -> bool {
+    let mut start = [0; MAGIC.len()];
+    let file = file.try_clone().map(File::from);
+    file.is_ok_and(|file| file.read_exact_at(&mut start, 0).is_ok()) && start == MAGIC
+}
+
 /// Whether the file is one of these inodes.
 pub(super) fn is_inode(file: &OwnedFd, inodes: &[u64]) -> bool {
     fstat(file.as_fd()).is_ok_and(|stat| inodes.contains(&stat.st_ino))

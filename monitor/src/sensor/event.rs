@@ -21,6 +21,8 @@ pub struct Exec {
     pub arguments: Vec<Vec<u8>>,
     /// Arguments were cut at their bound or could not be read.
     pub arguments_truncated: bool,
+    /// It ran before the hooks were attached; told by a look at `/proc`.
+    pub already_running: bool,
     /// What fanotify held of this exec, in the order of opening: scripts, the program, the ELF
     /// interpreter; empty where nothing was held.
     pub held: Vec<OwnedFd>,

@@ -19,10 +19,11 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, OFlag, open},
+    fcntl::{OFlag, open},
     sys::{
         fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags},
-        stat::Mode,
+        stat::{Mode, fstat, major, minor},
+        statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs},
     },
 };
 
@@ -33,6 +34,8 @@ use super::{account::HeldCounters, elf, event::Exec};
 /// Held files that may wait for their exec; the oldest is let go for a new one. An exec takes its
 /// files within a millisecond, so what waits long is of execs that failed.
 const WAITING_MAX: usize = 4096;
+/// Failed reads of fanotify's queue after which the next batch comes first.
+const READ_FAILURES_MAX: usize = 64;
 /// How long a held file waits for its exec.
 const WAITING_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,12 @@ pub enum HolderError {
     /// No fanotify.
     #[error("cannot create a fanotify group (needs CAP_SYS_ADMIN): {0}")]
     Init(Errno),
+    /// The container's filesystem is no longer mounted there.
+    #[error("{} is no longer a container's root", .0.display())]
+    Ended(PathBuf),
+    /// The container's root is a directory of a larger filesystem.
+    #[error("{} is not an overlay; executed files of this container are read by /proc/PID/exe as long as they run", .0.display())]
+    NotOverlay(PathBuf),
     /// The filesystem could not be marked.
     #[error(
         "cannot hold what is executed below {path}: {source}; files of this container that are gone when they are judged will have hash_state gone"
@@ -89,26 +98,41 @@ impl Holder {
         })
     }
 
-    /// Holds what is executed from the filesystem mounted at `rootfs`.
-    pub fn mark(&self, rootfs: &Path) -> Result<(), HolderError> {
+    /// Holds what is executed from the filesystem mounted at `rootfs`, if that is `device` (kernel
+    /// device number). It is not once the container has ended: then the path is a directory of the
+    /// host, whose whole filesystem would be marked.
+    pub fn mark(&self, rootfs: &Path, device: u32) -> Result<(), HolderError> {
+        let failed = |source| HolderError::Mark {
+            path: rootfs.to_owned(),
+            source,
+        };
+        // Closed at once: as long as it is open the runtime cannot unmount.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let root = open(rootfs, flags, Mode::empty()).map_err(failed)?;
+        let seen = fstat(&root).map_err(failed)?.st_dev;
+        if (major(seen), minor(seen)) != (u64::from(device >> 20), u64::from(device & 0xf_ffff)) {
+            return Err(HolderError::Ended(rootfs.to_owned()));
+        }
+        // Any other filesystem is the host's as well, and all that the host executes would be held.
+        if fstatfs(&root).map_err(failed)?.filesystem_type() != OVERLAYFS_SUPER_MAGIC {
+            return Err(HolderError::NotOverlay(rootfs.to_owned()));
+        }
         self.group
             .mark(
                 MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM,
                 MaskFlags::FAN_OPEN_EXEC,
-                AT_FDCWD,
-                Some(rootfs),
+                &root,
+                None::<&Path>,
             )
-            .map_err(|source| HolderError::Mark {
-                path: rootfs.to_owned(),
-                source,
-            })
+            .map_err(failed)
     }
 
     /// Takes over what the kernel has queued.
     pub(super) fn drain(&self) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        loop {
+        let mut failures = 0;
+        while failures < READ_FAILURES_MAX {
             let events = match self.group.read_events() {
                 Ok(events) => events,
                 Err(Errno::EAGAIN) => break,
@@ -116,7 +140,8 @@ impl Holder {
                     // The event whose file could not be opened is consumed by the failed read.
                     tracing::debug!(%error, "a file that was executed could not be held");
                     self.evicted.fetch_add(1, Ordering::Relaxed);
-                    break;
+                    failures += 1;
+                    continue;
                 }
             };
             for event in events {
@@ -152,7 +177,8 @@ impl Holder {
     ///
     /// By the time its record is read, the process may have gone on to execute something else, so
     /// that the queue holds files of several execs. Those of the first end with its program, or with
-    /// the ELF interpreter if the program names one.
+    /// the ELF interpreter if the program names one. What is no ELF file is taken wherever it stands:
+    /// it is no later exec's program, and execs that fail on purpose could put it out of place.
     pub(super) fn take(&self, exec: &Exec) -> Vec<OwnedFd> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let own: Vec<usize> = waiting
@@ -172,9 +198,21 @@ impl Holder {
                 break;
             }
         }
-        let mut taken = Vec::with_capacity(count);
+        let is_taken = |(position, index): &(usize, usize)| {
+            *position < count
+                || waiting
+                    .get(*index)
+                    .is_some_and(|held| !elf::is_elf(&held.file))
+        };
+        let own: Vec<usize> = own
+            .into_iter()
+            .enumerate()
+            .filter(is_taken)
+            .map(|(_, index)| index)
+            .collect();
+        let mut taken = Vec::with_capacity(own.len());
         // From the back, so that the indices stay right.
-        for index in own.into_iter().take(count).rev() {
+        for index in own.into_iter().rev() {
             taken.extend(waiting.remove(index).map(|held| held.file));
         }
         taken.reverse();

@@ -10,11 +10,16 @@ pub mod event;
 pub mod hold;
 pub mod offsets;
 mod reader;
+mod running;
 
 use std::{
     io,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
 };
 
 use aya::{
@@ -78,19 +83,26 @@ pub struct Sensor {
     counters: PerCpuArray<MapData, KernelCounters>,
     holder: Arc<Holder>,
     reader: Reader,
+    running: Arc<AtomicU64>,
     host_mount_namespace: u32,
 }
 
 impl Sensor {
-    /// Loads the programs, starts the reader, then attaches the hooks; events go to `events`.
-    pub fn start(events: mpsc::Sender<Exec>) -> Result<Self, SensorError> {
-        if OBJECT.is_empty() {
-            return Err(SensorError::NoObject);
-        }
+    /// Whether this program and its user can load anything at all.
+    pub fn may_start() -> Result<(), SensorError> {
         let uid = nix::unistd::geteuid();
         if !uid.is_root() {
             return Err(SensorError::NotRoot(uid.as_raw()));
         }
+        if OBJECT.is_empty() {
+            return Err(SensorError::NoObject);
+        }
+        Ok(())
+    }
+
+    /// Loads the programs, starts the reader, then attaches the hooks; events go to `events`.
+    pub fn start(events: mpsc::Sender<Exec>) -> Result<Self, SensorError> {
+        Self::may_start()?;
         raise_descriptor_limit();
         let offsets = offsets::read()?;
         let mut programs = load(&offsets)?;
@@ -101,17 +113,33 @@ impl Sensor {
         let counters =
             PerCpuArray::try_from(take_map(&mut programs, "COUNTERS")?).map_err(refused_map)?;
         let holder = Arc::new(Holder::new()?);
+        let (running, running_events) = (Arc::new(AtomicU64::new(0)), events.clone());
         let reader =
             Reader::start(records, Arc::clone(&holder), events).map_err(SensorError::Reader)?;
         let program: &mut BtfTracePoint = exec_program(&mut programs)?;
         program.attach().map_err(refused_program)?;
         let host_mount_namespace = offsets.host_mount_namespace;
+        // After the hooks, so that no process falls between; some are told twice.
+        thread::Builder::new()
+            .name("running".to_owned())
+            .spawn({
+                let told = Arc::clone(&running);
+                move || {
+                    running::scan(host_mount_namespace, |exec| {
+                        told.fetch_add(1, Ordering::Relaxed);
+                        // An error means that the daemon is stopping.
+                        let _ = running_events.blocking_send(exec);
+                    });
+                }
+            })
+            .map_err(SensorError::Reader)?;
         Ok(Self {
             programs,
             cgroups,
             counters,
             holder,
             reader,
+            running,
             host_mount_namespace,
         })
     }
@@ -121,10 +149,10 @@ impl Sensor {
         self.host_mount_namespace
     }
 
-    /// Holds what is executed from the filesystem mounted at `rootfs` from now on. The mark goes
-    /// when the filesystem is unmounted.
-    pub fn hold(&self, rootfs: &Path) -> Result<(), HolderError> {
-        self.holder.mark(rootfs)
+    /// Holds what is executed from the filesystem `device` mounted at `rootfs` from now on. The mark
+    /// goes when the filesystem is unmounted.
+    pub fn hold(&self, rootfs: &Path, device: u32) -> Result<(), HolderError> {
+        self.holder.mark(rootfs, device)
     }
 
     /// Tells the kernel side what a cgroup is.
@@ -147,6 +175,7 @@ impl Sensor {
     pub fn account(&mut self) -> Account {
         let mut account = Account {
             received: self.reader.counters.received.load(Ordering::Relaxed),
+            running: self.running.load(Ordering::Relaxed),
             undecodable: self.reader.counters.undecodable.load(Ordering::Relaxed),
             held: self.holder.counters(),
             ..Account::default()

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use monitor::sensor::event::Exec;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::{major, minor},
     unistd::mkdtemp,
 };
 
@@ -79,7 +80,9 @@ impl<'a> Container<'a> {
             self.directory.display()
         );
         mount_filesystem("overlay", &self.root(), &options)?;
-        self.observer.sensor().hold(&self.root())?;
+        let device = fs::metadata(self.root())?.dev();
+        let device = u32::try_from(major(device) << 20 | minor(device))?;
+        self.observer.sensor().hold(&self.root(), device)?;
         fs::create_dir(&self.cgroup)
             .with_context(|| format!("making the cgroup {}", self.cgroup.display()))?;
         self.cgroup_id = fs::metadata(&self.cgroup)?.ino();

@@ -19,13 +19,13 @@ const OTHER_DEVICE: u32 = 60;
 const RUNC_DEVICE: u32 = 8;
 const RUNC_INODE: u64 = 999;
 
-fn sha256(bytes: &str) -> Sha256 {
+pub(in crate::detect) fn sha256(bytes: &str) -> Sha256 {
     use sha2::Digest as _;
     Sha256(sha2::Sha256::digest(bytes).into())
 }
 
 /// An exec as each case changes it: of `/bin/tool`, copied up.
-fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
+pub(in crate::detect) fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
     let mut exec = Exec {
         time_boot_ns: 7,
         cgroup: Cgroup {
@@ -60,6 +60,7 @@ fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
         script: None,
         arguments: Vec::new(),
         arguments_truncated: false,
+        already_running: false,
         held: Vec::new(),
         program: None,
     };
@@ -91,12 +92,29 @@ fn container() -> Arc<Container> {
 }
 
 fn judged(exec: &Exec, bytes: &Bytes, expected: Expected<'_>) -> Judgement {
+    judged_bytes(exec, bytes, expected, judge)
+}
+
+pub(in crate::detect) fn judged_with(
+    exec: &Exec,
+    expected: Expected<'_>,
+    judge: impl FnOnce(&ExecFacts<'_>) -> Judgement,
+) -> Judgement {
+    judged_bytes(exec, &Bytes::Hashed(sha256("program")), expected, judge)
+}
+
+fn judged_bytes(
+    exec: &Exec,
+    bytes: &Bytes,
+    expected: Expected<'_>,
+    judge: impl FnOnce(&ExecFacts<'_>) -> Judgement,
+) -> Judgement {
     judge(&ExecFacts {
         exec,
         container: &container(),
         host_mount_namespace: HOST_NAMESPACE,
         runtime: &RuntimeFiles {
-            inodes: [(RUNC_DEVICE, RUNC_INODE)].into(),
+            versions: [(RUNC_DEVICE, RUNC_INODE, 4, 0, 0)].into(),
             hashes: [sha256("runc")].into(),
         },
         expected,
@@ -108,7 +126,7 @@ fn judged(exec: &Exec, bytes: &Bytes, expected: Expected<'_>) -> Judgement {
 }
 
 /// `kind severity verdict`, or what it is instead.
-fn shown(judgement: &Judgement) -> String {
+pub(in crate::detect) fn shown(judgement: &Judgement) -> String {
     match judgement {
         Judgement::Good(verdict) => format!("good {verdict:?}"),
         Judgement::Runtime => "runtime".to_owned(),
@@ -120,7 +138,7 @@ fn shown(judgement: &Judgement) -> String {
     }
 }
 
-fn image() -> Contents {
+pub(in crate::detect) fn image() -> Contents {
     let tar = Tar::default()
         .file("bin/tool", "tool")
         .file("bin/other", "else")
@@ -241,6 +259,16 @@ fn in_the_hosts_namespace_only_the_runtime_itself_may_run() {
     check(is_runc, "runc", "runtime");
     // A sealed copy in memory.
     check(|exec| exec.file.facts.link_count = 0, "runc", "runtime");
+    // Overwritten in place.
+    check(
+        |exec| {
+            exec.file.facts.device = RUNC_DEVICE;
+            exec.file.facts.inode = RUNC_INODE;
+            exec.file.facts.changed_s = 1;
+        },
+        "evil",
+        "exec_added Critical Added",
+    );
     // Its name alone counts for nothing.
     check(|_| {}, "evil", "exec_added Critical Added");
     check(
