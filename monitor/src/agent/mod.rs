@@ -5,6 +5,7 @@ mod node;
 mod owner;
 mod query;
 mod runtime;
+mod state;
 
 use std::{
     fs::{DirBuilder, File, Permissions},
@@ -133,7 +134,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
         listings,
         ready: ready_in,
-        state: owner::State::default(),
+        state: state::State::default(),
     };
     let inputs = owner::Inputs {
         events,

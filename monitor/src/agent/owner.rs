@@ -2,35 +2,32 @@
 //! by tasks it starts, which bring back facts.
 
 use std::{
-    collections::{HashSet, VecDeque},
     future::Future,
-    num::NonZeroUsize,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use lru::LruCache;
 use monitor_common::CgroupState;
 use tokio::{
     sync::{mpsc, watch},
-    task::{Id, JoinError, JoinSet},
+    task::{Id, JoinError},
 };
 
 use super::{
-    bytes::{BytesReader, Layers, Read, Request},
+    bytes::{BytesReader, Layers, Request},
     query::{Connection, Query, Snapshot},
+    state::{Done, ReadExec, State, creation},
 };
 use crate::{
     alerts::{AlertLog, NodeFacts, boot_time, build},
     clock,
     containers::{
         Container, Identity,
-        inventory::{Change, Effect, Inventory, Key, ListingRequest, Place},
-        processes::Processes,
+        inventory::{Change, Effect, Inventory, ListingRequest, Place},
     },
     detect::{
-        FileVerdict, Finding, Origin, container as container_rules,
+        FileVerdict, Finding, container as container_rules,
         exec::{ExecFacts, Expected, Judgement, RuntimeFiles, judge},
         participant::{self, Participant, Role},
     },
@@ -48,9 +45,6 @@ const WAITING_MAX: usize = 8192;
 const WAITING_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often what has waited too long is looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// Containers of which it is remembered what was said as a whole and how many findings they had; of
-/// more, the one that had none for longest.
-const CONTAINERS_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 /// Pause before the contents of an image are asked for again.
 const CONTENTS_RETRY: Duration = Duration::from_millis(500);
 /// How long the execs that are in flight are waited for at the end.
@@ -64,32 +58,6 @@ pub(super) struct Inputs {
     pub(super) changes: mpsc::Receiver<Change>,
     /// From the API.
     pub(super) queries: mpsc::Receiver<Query>,
-}
-
-/// What became of the events that were received: `received = judged + host + expired_unknown` and
-/// what waits or is in flight.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct EventCounts {
-    /// Taken from the sensor.
-    pub(super) received: u64,
-    /// Judged.
-    pub(super) judged: u64,
-    /// Found to be the host's.
-    pub(super) host: u64,
-    /// Of the judged, the runtime's own steps.
-    pub(super) runtime: u64,
-    /// Of the judged, with the image's bytes in one of its layers.
-    pub(super) image: u64,
-    /// Of the judged, with the image's bytes and another mode or owner.
-    pub(super) metadata_changed: u64,
-    /// Of the judged, not comparable, which was said of the container as a whole.
-    pub(super) unverifiable: u64,
-    /// Given up because it never became known whose they were.
-    pub(super) expired_unknown: u64,
-    /// Given up because they were seen before containerd told of its containers.
-    pub(super) before_coverage: u64,
-    /// Given up because of a defect of this program.
-    pub(super) failed: u64,
 }
 
 /// The owner.
@@ -107,62 +75,6 @@ pub(super) struct Owner {
     /// Becomes true once what runs already is known.
     pub(super) ready: watch::Sender<bool>,
     pub(super) state: State,
-}
-
-/// What the owner gathers while it runs.
-pub(super) struct State {
-    processes: Processes,
-    waiting: VecDeque<(Instant, Exec)>,
-    in_flight: JoinSet<Done>,
-    /// Containers of which it was said as a whole that they cannot be compared.
-    told: LruCache<Creation, ()>,
-    findings: LruCache<Creation, u64>,
-    execs_in_flight: HashSet<Id>,
-    counts: EventCounts,
-    connection: Connection,
-    listed: bool,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            processes: Processes::default(),
-            waiting: VecDeque::new(),
-            in_flight: JoinSet::new(),
-            told: LruCache::new(CONTAINERS_MAX),
-            findings: LruCache::new(CONTAINERS_MAX),
-            execs_in_flight: HashSet::new(),
-            counts: EventCounts::default(),
-            connection: Connection::default(),
-            listed: false,
-        }
-    }
-}
-
-/// A container, told from a later one of the same name.
-type Creation = (Key, i128);
-
-fn creation(container: &Container) -> Creation {
-    (Key::of(container), container.created_unix_ns)
-}
-
-/// What a task brings back.
-enum Done {
-    Exec(Box<ReadExec>),
-    Contents {
-        container: Arc<Container>,
-        result: Result<Arc<Contents>, ContentsError>,
-    },
-}
-
-/// An exec with all that its verdict depends on.
-struct ReadExec {
-    exec: Exec,
-    container: Arc<Container>,
-    origin: Origin,
-    ancestors: Vec<Vec<u8>>,
-    files: Read,
-    contents: Option<Result<Arc<Contents>, ContentsError>>,
 }
 
 impl Owner {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::owner::EventCounts;
+use super::state::EventCounts;
 use crate::{containers::Container, sensor::account::Account};
 
 /// Asks for a [`Snapshot`].

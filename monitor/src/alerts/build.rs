@@ -9,10 +9,8 @@ use ulid::Ulid;
 
 use super::redact::redact;
 use crate::{
-    containers::{Container, ContainerKind, Identity, ImageId},
-    detect::{
-        FileFinding, FileVerdict, Finding, HashState, Kind, Origin, ProcessFinding, Severity,
-    },
+    containers::{Container, ContainerKind, Identity, ImageId, processes::Origin},
+    detect::{FileFinding, FileVerdict, Finding, HashState, Kind, ProcessFinding, Severity},
 };
 
 /// What the node puts into each of its alerts.

@@ -7,7 +7,6 @@ use lru::LruCache;
 
 use crate::{
     containers::Container,
-    detect::Origin,
     sensor::event::{Exec, Process},
 };
 
@@ -16,6 +15,17 @@ use crate::{
 const PROCESSES_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 /// Ancestors told of one process.
 const ANCESTORS_MAX: usize = 16;
+
+/// How a process came into its container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Descends from the container's init.
+    Init,
+    /// Put in from outside (`ctr task exec`, `kubectl exec`).
+    Exec,
+    /// Not known.
+    Unknown,
+}
 
 /// What is remembered of a process.
 #[derive(Clone, Debug)]
@@ -119,68 +129,26 @@ impl Processes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        containers::{ContainerKind, Identity, Task},
-        sensor::event::{Cgroup, File, FileFacts},
-    };
+    use crate::detect::exec::tests as sample;
 
     const HOST: u32 = 1;
     const OWN: u32 = 2;
 
     fn container(pid: u32) -> Arc<Container> {
-        Arc::new(Container {
-            runtime_namespace: "default".to_owned(),
-            id: "c".to_owned(),
-            name: String::new(),
-            kind: ContainerKind::Container,
-            pod: None,
-            image_problem: None,
-            created_unix_ns: 0,
-            runtime: String::new(),
-            image_reference: None,
-            snapshotter: String::new(),
-            snapshot_key: String::new(),
-            identity: Identity::None,
-            task: Some(Task {
-                pid,
-                mount_namespace: None,
-                root_device: None,
-                rootfs: None,
-            }),
-        })
+        let mut container = sample::container();
+        if let Some(task) = &mut Arc::make_mut(&mut container).task {
+            task.pid = pid;
+        }
+        container
     }
 
     fn exec(pid: u32, start: u64, parent: u32, parent_namespace: u32, path: &str) -> Exec {
-        Exec {
-            time_boot_ns: start,
-            cgroup: Cgroup {
-                id: 1,
-                path: b"/".to_vec(),
-            },
-            process: Process {
-                pid,
-                start_boot_ns: start,
-                parent_pid: parent,
-                parent_mount_namespace: parent_namespace,
-                uid: 0,
-                mount_namespace: OWN,
-                pid_namespace: 0,
-                root_device: 0,
-            },
-            file: File {
-                facts: FileFacts::default(),
-                path: path.as_bytes().to_vec(),
-                path_in_filesystem: path.as_bytes().to_vec(),
-                path_truncated: false,
-                unlinked: false,
-            },
-            script: None,
-            arguments: Vec::new(),
-            arguments_truncated: false,
-            already_running: false,
-            held: Vec::new(),
-            program: None,
-        }
+        sample::exec(path, |exec| {
+            exec.process.pid = pid;
+            exec.process.start_boot_ns = start;
+            exec.process.parent_pid = parent;
+            exec.process.parent_mount_namespace = parent_namespace;
+        })
     }
 
     #[test]

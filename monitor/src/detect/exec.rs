@@ -3,10 +3,8 @@
 use std::{collections::HashSet, sync::Arc};
 
 use crate::{
-    containers::Container,
-    detect::{
-        FileFinding, FileVerdict, Finding, HashState, Kind, Origin, ProcessFinding, Severity,
-    },
+    containers::{Container, processes::Origin},
+    detect::{FileFinding, FileVerdict, Finding, HashState, Kind, ProcessFinding, Severity},
     digest::Sha256,
     image::{contents::Contents, layer::EntryKind},
     sensor::event::Exec,
@@ -451,4 +449,4 @@ impl Draft<'_, '_> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -7,7 +7,7 @@ pub mod participant;
 use std::sync::Arc;
 
 use crate::{
-    containers::Container,
+    containers::{Container, processes::Origin},
     digest::{Digest, Sha256},
     sensor::event::Process,
 };
@@ -136,17 +136,6 @@ pub struct ProcessFinding {
     pub arguments_truncated: bool,
     /// Executables of the ancestors, nearest first.
     pub ancestors: Vec<Vec<u8>>,
-}
-
-/// How a process came into its container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Origin {
-    /// Descends from the container's init.
-    Init,
-    /// Put in from outside (`ctr task exec`, `kubectl exec`).
-    Exec,
-    /// Not known.
-    Unknown,
 }
 
 /// Something that the image does not account for.

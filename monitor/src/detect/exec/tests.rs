@@ -25,7 +25,7 @@ pub(in crate::detect) fn sha256(bytes: &str) -> Sha256 {
 }
 
 /// An exec as each case changes it: of `/bin/tool`, copied up.
-pub(in crate::detect) fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
+pub(crate) fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
     let mut exec = Exec {
         time_boot_ns: 7,
         cgroup: Cgroup {
@@ -68,7 +68,7 @@ pub(in crate::detect) fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exe
     exec
 }
 
-fn container() -> Arc<Container> {
+pub(crate) fn container() -> Arc<Container> {
     Arc::new(Container {
         runtime_namespace: "default".to_owned(),
         id: "c".to_owned(),
