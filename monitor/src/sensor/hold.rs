@@ -177,8 +177,7 @@ impl Holder {
     ///
     /// By the time its record is read, the process may have gone on to execute something else, so
     /// that the queue holds files of several execs. Those of the first end with its program, or with
-    /// the ELF interpreter if the program names one. What is no ELF file is taken wherever it stands:
-    /// it is no later exec's program, and execs that fail on purpose could put it out of place.
+    /// the ELF interpreter if the program names one.
     pub(super) fn take(&self, exec: &Exec) -> Vec<OwnedFd> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let own: Vec<usize> = waiting
@@ -198,24 +197,23 @@ impl Holder {
                 break;
             }
         }
-        let is_taken = |(position, index): &(usize, usize)| {
-            *position < count
-                || waiting
-                    .get(*index)
-                    .is_some_and(|held| !elf::is_elf(&held.file))
-        };
-        let own: Vec<usize> = own
-            .into_iter()
-            .enumerate()
-            .filter(is_taken)
-            .map(|(_, index)| index)
+        let (own, later) = own.split_at(count.min(own.len()));
+        // Execs that fail on purpose could put a script out of its place, so each that waits is
+        // judged with this one; it stays for the exec that it may belong to.
+        let scripts: Vec<OwnedFd> = later
+            .iter()
+            .filter(|_| exec.script.is_some())
+            .filter_map(|index| waiting.get(*index))
+            .filter(|held| !elf::is_elf(&held.file))
+            .filter_map(|held| held.file.try_clone().ok())
             .collect();
-        let mut taken = Vec::with_capacity(own.len());
+        let mut taken = Vec::with_capacity(own.len() + scripts.len());
         // From the back, so that the indices stay right.
-        for index in own.into_iter().rev() {
-            taken.extend(waiting.remove(index).map(|held| held.file));
+        for index in own.iter().rev() {
+            taken.extend(waiting.remove(*index).map(|held| held.file));
         }
         taken.reverse();
+        taken.extend(scripts);
         taken
     }
 
