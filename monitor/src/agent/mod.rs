@@ -115,7 +115,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         references_in,
     ));
     let host_mount_namespace = sensor.host_mount_namespace();
-    let bytes = Arc::new(bytes::BytesReader::default());
     let owner = owner::Owner {
         sensor: Some(sensor),
         host_mount_namespace,
@@ -123,7 +122,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         runtime: tokio::task::spawn_blocking(runtime::find)
             .await
             .context("cannot look for the container runtime")?,
-        bytes: Arc::clone(&bytes),
+        bytes: Arc::default(),
         images: Arc::clone(&images),
         log: log.clone(),
         node: NodeFacts {
