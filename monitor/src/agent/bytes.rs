@@ -6,11 +6,9 @@ use std::{
     num::NonZeroUsize,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{
-            ffi::OsStringExt,
-            fs::{FileExt, MetadataExt},
-        },
+        unix::fs::{FileExt, MetadataExt},
     },
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -25,7 +23,7 @@ use crate::{
         participant::{Participant, Role},
     },
     digest::{Digest, Sha256},
-    sensor::{elf, event::FileFacts},
+    sensor::{elf, event::FileFacts, link},
 };
 
 /// Files hashed at once; more wait.
@@ -41,8 +39,6 @@ const CHUNK_BYTES: usize = 128 << 10;
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 /// What the kernel's timestamps lag behind the clock at most, a tick of 10 ms, and some.
 const TICK_NS: i128 = 20_000_000;
-/// What the kernel adds to the path of a file without a name (`d_path`).
-const DELETED: &[u8] = b" (deleted)";
 
 /// The files of an exec, to be hashed.
 pub(super) struct Request {
@@ -194,14 +190,8 @@ impl BytesReader {
         metadata: &Metadata,
         budget: &mut u64,
     ) -> Participant {
-        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let mut path = link
-            .map(|path| path.into_os_string().into_vec())
-            .unwrap_or_default();
-        let unlinked = path.ends_with(DELETED);
-        if unlinked {
-            path.truncate(path.len() - DELETED.len());
-        }
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let (path, unlinked) = link::read(Path::new(&link)).unwrap_or_default();
         let mut start = [0; elf::MAGIC.len()];
         let is_elf = file.read_exact_at(&mut start, 0).is_ok() && start == elf::MAGIC;
         let layers = request.layers.as_ref();

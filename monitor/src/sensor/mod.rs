@@ -8,6 +8,7 @@ pub mod decode;
 pub mod elf;
 pub mod event;
 pub mod hold;
+pub mod link;
 pub mod offsets;
 mod reader;
 mod running;

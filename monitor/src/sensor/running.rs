@@ -9,7 +9,7 @@ use std::{
     fs::{self, File},
     io::Read as _,
     os::unix::{
-        ffi::{OsStrExt, OsStringExt},
+        ffi::OsStrExt,
         fs::{MetadataExt, OpenOptionsExt},
     },
     path::Path,
@@ -21,13 +21,12 @@ use nix::sys::stat::{major, minor};
 use super::{
     decode::split_arguments,
     event::{Cgroup, Exec, File as ExecutedFile, FileFacts, Process},
+    link,
 };
 use crate::clock;
 
 /// Bytes read of one file of `/proc`.
 const FILE_BYTES_MAX: u64 = 8 << 20;
-/// What the kernel adds to the path of a file without a name (`d_path`).
-const DELETED: &[u8] = b" (deleted)";
 /// What the kernel calls a file of memfd_create, which lies on a mount of its own.
 const MEMORY: &[u8] = b"/memfd:";
 /// The root of the cgroup hierarchy, of which no process of a container is a member: these execs
@@ -56,14 +55,7 @@ fn read(pid: u32, host_mount_namespace: u32) -> Option<Exec> {
     if mount_namespace == host_mount_namespace {
         return None;
     }
-    let mut path = fs::read_link(proc.join("exe"))
-        .ok()?
-        .into_os_string()
-        .into_vec();
-    let unlinked = path.ends_with(DELETED);
-    if unlinked {
-        path.truncate(path.len() - DELETED.len());
-    }
+    let (path, unlinked) = link::read(&proc.join("exe")).ok()?;
     let stat = Stat::read(&proc)?;
     let filesystem = filesystem_of(&text(&proc.join("mountinfo"))?, &path);
     // Looking at a file of a remote filesystem may never return.
