@@ -1,7 +1,11 @@
-//! Builds the probe, which runs inside containers and so must be linked statically: a setting of
-//! the compiler that cargo cannot give one package of a workspace. Hence a cargo of its own.
+//! Builds the programs that run inside containers. The probe must be linked statically: a setting
+//! of the compiler that cargo cannot give one package of a workspace. Hence a cargo of its own.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -33,5 +37,22 @@ fn main() -> Result<()> {
         "cargo::rustc-env=PROBE={}",
         out.join("debug/probe").display()
     );
+    dynamic(&out)
+}
+
+/// The program that loads libraries: one file, linked as the compiler does by default.
+fn dynamic(out: &Path) -> Result<()> {
+    let program = out.join("dynamic");
+    let status = Command::new(env::var_os("RUSTC").context("cargo sets RUSTC")?)
+        .args(["--edition=2024", "-O", "-Cstrip=symbols", "-o"])
+        .arg(&program)
+        .arg("probe/dynamic.rs")
+        .status()
+        .context("cannot start rustc to build probe/dynamic.rs")?;
+    ensure!(
+        status.success(),
+        "building probe/dynamic.rs failed: {status}"
+    );
+    println!("cargo::rustc-env=DYNAMIC={}", program.display());
     Ok(())
 }

@@ -153,6 +153,10 @@ pub fn status(status: &v1::Status) -> Value {
             "runtime": events.runtime,
             "running": events.running,
             "failed": events.failed,
+            "jit": events.jit,
+            "caches": events.caches,
+            "data": events.data,
+            "noted": events.noted,
         })),
         "held": status.held.as_ref().map(|held| json!({
             "files": held.files,

@@ -6,14 +6,20 @@
 //! [`LAYOUT_VERSION`].
 #![no_std]
 
+pub mod code;
 pub mod exec;
+pub mod file;
+pub mod interpreter;
 pub mod offsets;
+pub mod open;
 pub mod path;
+pub mod process;
+pub mod task;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of every layout in this crate; the agent refuses a record of another one.
-pub const LAYOUT_VERSION: u16 = 1;
+pub const LAYOUT_VERSION: u16 = 2;
 
 /// Bytes of the ring buffer that carries records to the agent.
 pub const RING_BYTES: u32 = 8 << 20;
@@ -22,12 +28,34 @@ pub const RING_BYTES: u32 = 8 << 20;
 /// for again.
 pub const CGROUPS_MAX: u32 = 16_384;
 
-/// What a record tells; the first two bytes of [`RecordHeader`].
-#[repr(u16)]
+/// What a record tells; the first byte of [`RecordHeader`].
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordKind {
     /// A program was executed: [`exec::ExecRecord`].
     Exec = 1,
+    /// A file was mapped executable: [`code::CodeRecord`].
+    Code = 2,
+    /// An interpreter opened a file: [`open::OpenRecord`].
+    Open = 3,
+    /// A shell treats a file as commands: [`open::SourceRecord`].
+    Source = 4,
+    /// A process came to be: [`process::ForkRecord`].
+    Fork = 5,
+    /// A process ended: [`process::ExitRecord`].
+    Exit = 6,
+}
+
+/// A family of hooks, best first.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HookSet {
+    /// Programs of the kernel's security framework.
+    Lsm = 1,
+    /// The same places, entered through a trampoline.
+    Fentry = 2,
+    /// Tracepoints, and the end of system calls.
+    Tracepoint = 3,
 }
 
 /// What each record begins with.
@@ -35,7 +63,9 @@ pub enum RecordKind {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct RecordHeader {
     /// A [`RecordKind`].
-    pub kind: u16,
+    pub kind: u8,
+    /// The [`HookSet`] of the hook that saw it.
+    pub hook: u8,
     /// [`LAYOUT_VERSION`] of the programs that wrote it.
     pub version: u16,
     /// Bytes of the whole record, this header included.
@@ -46,18 +76,37 @@ pub struct RecordHeader {
 
 const _: () = assert!(size_of::<RecordHeader>() == 16);
 
-/// What the agent has told the kernel side of a cgroup; absent means unknown or a container's,
-/// whose events are sent.
+/// How many file versions the kernel side remembers as judged good; the least recently used one
+/// is forgotten and told again.
+pub const REMEMBERED_MAX: u32 = 65_536;
+
+/// What the agent has told the kernel side of a cgroup; absent means unknown, whose events are
+/// sent.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+pub struct CgroupFacts {
+    /// A [`CgroupState`]; 0 for unknown.
+    pub state: u32,
+    /// Of a container's, the kernel device number of its root filesystem.
+    pub root_device: u32,
+}
+
+/// Whose a cgroup is.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupState {
     /// Belongs to no container: events are not sent unless the mount namespace is another than
     /// the host's.
     Host = 1,
+    /// A container's: events of files in its root that are remembered are not sent.
+    Container = 2,
 }
 
 /// Per hook and CPU, what became of each run of the hook:
-/// `seen = unwatched + submitted + ring_full + unreadable`; `truncated` is a part of `submitted`.
+/// `seen = unwatched + remembered + submitted + ring_full + unreadable`; `truncated` is a part of
+/// `submitted`.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -67,6 +116,8 @@ pub struct HookCounters {
     pub seen: u64,
     /// Of the host, not sent.
     pub unwatched: u64,
+    /// Judged good before, not sent.
+    pub remembered: u64,
     /// Handed to the ring buffer.
     pub submitted: u64,
     /// Lost because the ring buffer was full.
@@ -77,13 +128,24 @@ pub struct HookCounters {
     pub truncated: u64,
 }
 
-/// Index of a hook's [`HookCounters`] in the `COUNTERS` map.
+/// Index of a hook's [`HookCounters`] in the `COUNTERS` map. What a run of a hook is counts once,
+/// wherever the kernel lets it be seen.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// `tp_btf/sched_process_exec`.
+    /// Executed programs.
     Exec = 0,
+    /// Files mapped executable.
+    Code = 1,
+    /// Files opened for reading.
+    Open = 2,
+    /// Files that shells treat as commands.
+    Source = 3,
+    /// Processes made.
+    Fork = 4,
+    /// Processes ended.
+    Exit = 5,
 }
 
 /// How many [`Hook`]s there are.
-pub const HOOKS: u32 = 1;
+pub const HOOKS: u32 = 6;

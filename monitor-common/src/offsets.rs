@@ -18,6 +18,20 @@ macro_rules! kernel_offsets {
             /// From overlayfs's inode to the pointer to its upper dentry: `__upperdentry` minus
             /// `vfs_inode` of `struct ovl_inode`.
             pub ovl_upper_dentry: u32,
+            /// From overlayfs's inode to the pointer to its lower dentry: `lowerpath.dentry` minus
+            /// `vfs_inode` of `struct ovl_inode`; 0 since 6.5, where `ovl_entry` leads there.
+            pub ovl_lower_dentry: u32,
+            /// From overlayfs's inode to the pointer to its `struct ovl_entry`: `oe` minus
+            /// `vfs_inode` of `struct ovl_inode`; 0 before 6.5.
+            pub ovl_entry: u32,
+            /// How many lower layers have the file: `__numlower` of `struct ovl_entry`.
+            pub ovl_entry_count: u32,
+            /// The uppermost of them: `__lowerstack` of `struct ovl_entry` plus `dentry` of
+            /// `struct ovl_path`.
+            pub ovl_entry_dentry: u32,
+            /// The path a user opened, of the file in which a stacked filesystem keeps the real
+            /// one: `user_path` of `struct backing_file`; 0 before 6.5.
+            pub backing_user_path: u32,
             /// Inode number of the host's mount namespace.
             pub host_mount_namespace: u32,
         }
@@ -30,7 +44,16 @@ macro_rules! kernel_offsets {
             ];
 
             /// Zeros, to be filled in.
-            pub const ZERO: Self = Self { $($field: 0,)* ovl_upper_dentry: 0, host_mount_namespace: 0 };
+            pub const ZERO: Self = Self {
+                $($field: 0,)*
+                ovl_upper_dentry: 0,
+                ovl_lower_dentry: 0,
+                ovl_entry: 0,
+                ovl_entry_count: 0,
+                ovl_entry_dentry: 0,
+                backing_user_path: 0,
+                host_mount_namespace: 0,
+            };
 
             /// Sets the offset that [`Self::MEMBERS`] lists at `index`; false if there is none.
             pub fn set(&mut self, index: usize, offset: u32) -> bool {
@@ -56,7 +79,11 @@ pub struct Member {
 }
 
 kernel_offsets! {
+    task_pid = "task_struct" "pid";
     task_tgid = "task_struct" "tgid";
+    task_personality = "task_struct" "personality";
+    task_status = "task_struct" "thread_info.status";
+    task_files = "task_struct" "files";
     task_real_parent = "task_struct" "real_parent";
     task_group_leader = "task_struct" "group_leader";
     task_start_boottime = "task_struct" "start_boottime" | "real_start_time";
@@ -71,6 +98,10 @@ kernel_offsets! {
     mnt_namespace_inum = "mnt_namespace" "ns.inum";
     pid_namespace_inum = "pid_namespace" "ns.inum";
     fs_root_mnt = "fs_struct" "root.mnt";
+    files_fdt = "files_struct" "fdt";
+    fdtable_max = "fdtable" "max_fds";
+    fdtable_fd = "fdtable" "fd";
+    mm_exe_file = "mm_struct" "exe_file";
     mm_arg_start = "mm_struct" "arg_start";
     mm_arg_end = "mm_struct" "arg_end";
     css_set_dfl_cgrp = "css_set" "dfl_cgrp";
@@ -80,6 +111,25 @@ kernel_offsets! {
     binprm_file = "linux_binprm" "file";
     binprm_filename = "linux_binprm" "filename";
     binprm_interp = "linux_binprm" "interp";
+    binprm_p = "linux_binprm" "p";
+    binprm_exec = "linux_binprm" "exec";
+    binprm_argc = "linux_binprm" "argc";
+    vma_start = "vm_area_struct" "vm_start";
+    vma_end = "vm_area_struct" "vm_end";
+    vma_flags = "vm_area_struct" "vm_flags";
+    vma_file = "vm_area_struct" "vm_file";
+    vma_anon = "vm_area_struct" "anon_vma";
+    regs_number = "pt_regs" "orig_ax";
+    regs_di = "pt_regs" "di";
+    regs_si = "pt_regs" "si";
+    regs_dx = "pt_regs" "dx";
+    regs_r10 = "pt_regs" "r10";
+    regs_bx = "pt_regs" "bx";
+    regs_cx = "pt_regs" "cx";
+    file_flags = "file" "f_flags";
+    file_mode = "file" "f_mode";
+    path_mnt = "path" "mnt";
+    path_dentry = "path" "dentry";
     file_path_mnt = "file" "f_path.mnt";
     file_path_dentry = "file" "f_path.dentry";
     file_inode = "file" "f_inode";

@@ -4,8 +4,10 @@
 //! reached from one by loads): one instruction, and a fault reads as zero. `probe_*` calls
 //! `bpf_probe_read_kernel` and works for any address.
 
+use core::arch::asm;
+
 use aya_ebpf::helpers::generated::{
-    bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
+    bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
 };
 use monitor_common::offsets::KernelOffsets;
 
@@ -23,6 +25,18 @@ macro_rules! offset {
 }
 pub(crate) use offset;
 
+/// The same number, of which the compiler does not know where it comes from. It cannot fold a check of
+/// it into another, as it does into sums of pointers or tests of differences that the verifier of
+/// older kernels refuses.
+#[inline(always)]
+pub fn opaque(number: u64) -> u64 {
+    let mut number = number;
+    // One instruction, since older kernels refuse line information of none.
+    // SAFETY: it moves the register to itself.
+    unsafe { asm!("{number} = {number}", number = inout(reg) number) };
+    number
+}
+
 /// A pointer into the kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
@@ -31,15 +45,22 @@ pub struct Pointer(pub *const u8);
 impl Pointer {
     pub const NULL: Self = Self(core::ptr::null());
 
+    /// The task that runs now; trusted.
+    #[inline(always)]
+    pub fn current_task() -> Self {
+        // SAFETY: a helper without arguments.
+        Self(unsafe { bpf_get_current_task_btf() }.cast())
+    }
+
     #[inline(always)]
     pub fn is_null(self) -> bool {
         self.0.is_null()
     }
 
-    /// Null, or an error in the disguise of a pointer (`IS_ERR_OR_NULL`).
+    /// An error in the disguise of a pointer (`IS_ERR`).
     #[inline(always)]
-    pub fn is_error_or_null(self) -> bool {
-        self.is_null() || self.0 as u64 >= -4095i64 as u64
+    pub fn is_error(self) -> bool {
+        self.0 as u64 >= -4095i64 as u64
     }
 
     #[inline(always)]
@@ -65,15 +86,23 @@ impl Pointer {
     #[inline(always)]
     pub fn probe<T: Copy + Default>(self, offset: usize) -> Option<T> {
         let mut value = T::default();
+        self.probe_to(&mut value, offset)?;
+        Some(value)
+    }
+
+    /// Reads a member at any address to where it is wanted, which spares the stack; `None` on a
+    /// fault.
+    #[inline(always)]
+    pub fn probe_to<T: Copy>(self, value: &mut T, offset: usize) -> Option<()> {
         // SAFETY: the destination is as long as the size says; the helper checks the source.
         let status = unsafe {
             bpf_probe_read_kernel(
-                (&raw mut value).cast(),
+                (&raw mut *value).cast(),
                 size_of::<T>() as u32,
                 self.0.wrapping_add(offset).cast(),
             )
         };
-        (status == 0).then_some(value)
+        (status == 0).then_some(())
     }
 
     /// Reads a pointer member at any address; `None` on a fault.

@@ -4,20 +4,196 @@
 //! kernel are followed in [`kernel`] and nowhere else.
 #![no_std]
 #![no_main]
+// One instruction that rustc does not offer, see `scratch`.
+#![feature(asm_experimental_arch)]
 
+mod code;
 mod exec;
+mod file;
+mod interpreter;
 mod kernel;
 mod maps;
+mod open;
 mod path;
+mod process;
+mod record;
 mod scratch;
+mod syscall;
+mod task;
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    macros::{btf_tracepoint, fentry, lsm},
+    programs::{BtfTracePointContext, FEntryContext, LsmContext},
+};
+use code::{Mapping, PROT_EXEC};
+use exec::Arguments;
+use kernel::{Pointer, offset};
+use monitor_common::{HookSet, open::NO_DESCRIPTOR};
+
+/// What a program of the security framework says that only observes.
+const ALLOW: i32 = 0;
+
+/// Kernel prototype: `void bprm_committed_creds(const struct linux_binprm *bprm)` or
+/// `void bprm_committed_creds(struct linux_binprm *bprm)`.
+#[lsm(hook = "bprm_committed_creds")]
+pub fn exec_lsm(ctx: LsmContext) -> i32 {
+    exec::observe(ctx.arg(0), Arguments::OnStack, HookSet::Lsm);
+    ALLOW
+}
+
+/// Kernel prototype: `void security_bprm_committed_creds(const struct linux_binprm *bprm)` or
+/// `void security_bprm_committed_creds(struct linux_binprm *bprm)`.
+#[fentry(function = "security_bprm_committed_creds")]
+pub fn exec_fentry(ctx: FEntryContext) -> i32 {
+    exec::observe(ctx.arg(0), Arguments::OnStack, HookSet::Fentry);
+    0
+}
 
 /// Kernel prototype: `void sched_process_exec(struct task_struct *p, pid_t old_pid,
 /// struct linux_binprm *bprm)`.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn exec_tracepoint(ctx: BtfTracePointContext) -> i32 {
-    exec::observe(ctx.arg(0), ctx.arg(2))
+    exec::observe(ctx.arg(2), Arguments::Placed, HookSet::Tracepoint);
+    0
+}
+
+/// Kernel prototype: `int mmap_file(struct file *file, long unsigned int reqprot, long unsigned int prot,
+/// long unsigned int flags)`.
+#[lsm(hook = "mmap_file")]
+pub fn code_lsm(ctx: LsmContext) -> i32 {
+    if ctx.arg::<u64>(2) & PROT_EXEC != 0 {
+        code::observe(Pointer(ctx.arg(0)), Mapping::NEW, HookSet::Lsm);
+    }
+    ALLOW
+}
+
+/// Kernel prototype: `int file_mprotect(struct vm_area_struct *vma, long unsigned int reqprot,
+/// long unsigned int prot)`.
+#[lsm(hook = "file_mprotect")]
+pub fn code_protect_lsm(ctx: LsmContext) -> i32 {
+    if ctx.arg::<u64>(2) & PROT_EXEC != 0 {
+        let vma = Pointer(ctx.arg(0));
+        code::observe(
+            vma.follow(offset!(vma_file)),
+            Mapping::of(vma),
+            HookSet::Lsm,
+        );
+    }
+    ALLOW
+}
+
+/// Kernel prototype: `int security_mmap_file(struct file *file, long unsigned int prot,
+/// long unsigned int flags)`.
+#[fentry(function = "security_mmap_file")]
+pub fn code_fentry(ctx: FEntryContext) -> i32 {
+    if code::is_executable(ctx.arg(1)) {
+        code::observe(Pointer(ctx.arg(0)), Mapping::NEW, HookSet::Fentry);
+    }
+    0
+}
+
+/// Kernel prototype: `int security_file_mprotect(struct vm_area_struct *vma, long unsigned int reqprot,
+/// long unsigned int prot)`.
+#[fentry(function = "security_file_mprotect")]
+pub fn code_protect_fentry(ctx: FEntryContext) -> i32 {
+    if ctx.arg::<u64>(2) & PROT_EXEC != 0 {
+        let vma = Pointer(ctx.arg(0));
+        code::observe(
+            vma.follow(offset!(vma_file)),
+            Mapping::of(vma),
+            HookSet::Fentry,
+        );
+    }
+    0
+}
+
+/// Kernel prototype: `int file_open(struct file *file)`.
+#[lsm(hook = "file_open")]
+pub fn open_lsm(ctx: LsmContext) -> i32 {
+    open::observe(Pointer(ctx.arg(0)), NO_DESCRIPTOR, HookSet::Lsm);
+    ALLOW
+}
+
+/// Kernel prototype: `int security_file_open(struct file *file)`.
+#[fentry(function = "security_file_open")]
+pub fn open_fentry(ctx: FEntryContext) -> i32 {
+    open::observe(Pointer(ctx.arg(0)), NO_DESCRIPTOR, HookSet::Fentry);
+    0
+}
+
+/// Kernel prototype: `long int __x64_sys_dup2(const struct pt_regs *regs)`.
+#[fentry(function = "__x64_sys_dup2")]
+pub fn source_dup2_fentry(ctx: FEntryContext) -> i32 {
+    let registers = Pointer(ctx.arg(0));
+    let first = registers.load(offset!(regs_di));
+    let second = registers.load(offset!(regs_si));
+    syscall::observe_source(syscall::moved(first, second));
+    0
+}
+
+/// Kernel prototype: `long int __x64_sys_dup3(const struct pt_regs *regs)`.
+#[fentry(function = "__x64_sys_dup3")]
+pub fn source_dup3_fentry(ctx: FEntryContext) -> i32 {
+    let registers = Pointer(ctx.arg(0));
+    let first = registers.load(offset!(regs_di));
+    let second = registers.load(offset!(regs_si));
+    syscall::observe_source(syscall::moved(first, second));
+    0
+}
+
+/// Kernel prototype: `long int __x64_sys_fcntl(const struct pt_regs *regs)`.
+#[fentry(function = "__x64_sys_fcntl")]
+pub fn source_fcntl_fentry(ctx: FEntryContext) -> i32 {
+    let registers = Pointer(ctx.arg(0));
+    let first = registers.load(offset!(regs_di));
+    let second = registers.load(offset!(regs_si));
+    syscall::observe_source(syscall::duplicated(
+        first,
+        second,
+        registers.load(offset!(regs_dx)),
+    ));
+    0
+}
+
+/// Kernel prototype: `long int __x64_sys_newfstat(const struct pt_regs *regs)`.
+#[fentry(function = "__x64_sys_newfstat")]
+pub fn source_fstat_fentry(ctx: FEntryContext) -> i32 {
+    let registers = Pointer(ctx.arg(0));
+    let first = registers.load(offset!(regs_di));
+    syscall::observe_source(syscall::examined_descriptor(first));
+    0
+}
+
+/// Kernel prototype: `long int __x64_sys_newfstatat(const struct pt_regs *regs)`.
+#[fentry(function = "__x64_sys_newfstatat")]
+pub fn source_fstatat_fentry(ctx: FEntryContext) -> i32 {
+    let registers = Pointer(ctx.arg(0));
+    let first = registers.load(offset!(regs_di));
+    syscall::observe_source(syscall::examined(first, registers.load(offset!(regs_r10))));
+    0
+}
+
+/// Kernel prototype: `void sys_exit(struct pt_regs *regs, long int ret)`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn syscall_tracepoint(ctx: BtfTracePointContext) -> i32 {
+    syscall::observe(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// Kernel prototype: `void sched_process_fork(struct task_struct *parent,
+/// struct task_struct *child)`.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn fork_tracepoint(ctx: BtfTracePointContext) -> i32 {
+    process::observe_fork(ctx.arg(1));
+    0
+}
+
+/// Kernel prototype: `void sched_process_exit(struct task_struct *p, bool group_dead)` or
+/// `void sched_process_exit(struct task_struct *p)`.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn exit_tracepoint(_ctx: BtfTracePointContext) -> i32 {
+    process::observe_exit();
+    0
 }
 
 /// The programs have no way to panic: the verifier refuses one that could. rustc wants a handler.

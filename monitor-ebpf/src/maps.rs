@@ -1,57 +1,164 @@
 //! The maps that the agent and the programs share, and the account of each hook.
 
 use aya_ebpf::{
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     macros::map,
-    maps::{LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
 };
-use monitor_common::{CGROUPS_MAX, HOOKS, Hook, HookCounters, RING_BYTES};
+use monitor_common::{
+    CGROUPS_MAX, CgroupFacts, HOOKS, Hook, HookCounters, REMEMBERED_MAX, RING_BYTES,
+    code::PROCESSES_MAX, file::FileVersion, interpreter::INTERPRETERS_MAX,
+};
 
 /// Records to the agent.
 #[map]
 static RECORDS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
-/// What the agent said of each cgroup id, a `CgroupState`; absent is unknown.
+/// What the agent said of each cgroup id; absent is unknown.
 #[map]
-static CGROUPS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(CGROUPS_MAX, 0);
+static CGROUPS: LruHashMap<u64, CgroupFacts> = LruHashMap::with_max_entries(CGROUPS_MAX, 0);
+
+/// File versions that the agent has judged good.
+#[map]
+static REMEMBERED: LruHashMap<FileVersion, u32> = LruHashMap::with_max_entries(REMEMBERED_MAX, 0);
+
+/// Which programs are interpreters, an `Interpreter` by the inode and device that processes see.
+#[map]
+static INTERPRETERS: LruHashMap<Program, u32> = LruHashMap::with_max_entries(INTERPRETERS_MAX, 0);
+
+/// Processes of which it was told that they made memory without a file executable. Compilers at run
+/// time do it all the time; once for each program that a process executes is enough.
+#[map]
+static MEMORY_TOLD: LruHashMap<Process, u32> = LruHashMap::with_max_entries(PROCESSES_MAX, 0);
+
+/// What the hook at the end of system calls is to see: bits by `Hook`.
+#[map]
+static AT_SYSCALLS: Array<u32> = Array::with_max_entries(1, 0);
 
 /// The account, by `Hook`.
 #[map]
 static COUNTERS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(HOOKS, 0);
 
+/// A program, by its file as processes see it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Program {
+    pub inode: u64,
+    pub device: u32,
+    /// Zero; keeps the layout without padding.
+    pub reserved: u32,
+}
+
+/// A process of this boot.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Process {
+    pub start_boot_ns: u64,
+    pub pid: u32,
+    /// Zero; keeps the layout without padding.
+    pub reserved: u32,
+}
+
 /// What became of one run of a hook.
+#[derive(Clone, Copy)]
 pub enum Outcome {
     Unwatched,
+    Remembered,
     Submitted { truncated: bool },
     RingFull,
     Unreadable,
 }
 
 /// Counts one run of `hook`.
-pub fn count(hook: Hook, outcome: &Outcome) {
+#[inline(always)]
+pub fn count(hook: Hook, outcome: Outcome) {
     let Some(counters) = COUNTERS.get_ptr_mut(hook as u32) else {
         return;
     };
-    // SAFETY: the slot is this CPU's, and a tracing program does not preempt itself.
+    // SAFETY: the slot is this CPU's. Where a hook may be preempted in the middle of an addition,
+    // both of its tasks add to the same number: a run may go uncounted, none is counted twice.
     let counters = unsafe { &mut *counters };
     counters.seen += 1;
     match outcome {
         Outcome::Unwatched => counters.unwatched += 1,
+        Outcome::Remembered => counters.remembered += 1,
         Outcome::Submitted { truncated } => {
             counters.submitted += 1;
-            counters.truncated += u64::from(*truncated);
+            counters.truncated += u64::from(truncated);
         }
         Outcome::RingFull => counters.ring_full += 1,
         Outcome::Unreadable => counters.unreadable += 1,
     }
 }
 
-/// What the agent said of the cgroup; 0 for unknown.
-pub fn cgroup_state(id: u64) -> u32 {
-    // SAFETY: the value is a plain number that the agent may replace at any time.
-    unsafe { CGROUPS.get(id) }.copied().unwrap_or(0)
+/// What the agent said of the cgroup.
+#[inline(always)]
+pub fn cgroup(id: u64) -> CgroupFacts {
+    // SAFETY: the value is plain numbers that the agent may replace at any time.
+    unsafe { CGROUPS.get(id) }.copied().unwrap_or_default()
 }
 
-/// Hands a record to the agent and wakes it; false if the ring is full.
+#[inline(always)]
+pub fn is_remembered(version: &FileVersion) -> bool {
+    // SAFETY: only whether it is there is asked.
+    unsafe { REMEMBERED.get(version) }.is_some()
+}
+
+/// Which interpreter a program is, an `Interpreter`.
+#[inline(always)]
+pub fn interpreter(program: &Program) -> u32 {
+    // SAFETY: the value is a plain number that does not change once it is there.
+    unsafe { INTERPRETERS.get(program) }.copied().unwrap_or(0)
+}
+
+/// At the bound the one least recently used is forgotten, until it is executed again.
+#[inline(always)]
+pub fn add_interpreter(program: &Program, which: u32) {
+    // An error means that another CPU holds the bucket: its next exec adds it.
+    let _ = INTERPRETERS.insert(program, which, 0);
+}
+
+/// Whether this is the first time that it is told of the process.
+#[inline(always)]
+pub fn is_first_memory(process: &Process) -> bool {
+    // SAFETY: only whether it is there is asked.
+    let told = unsafe { MEMORY_TOLD.get(process) }.is_some();
+    if !told {
+        // An error means that another CPU holds the bucket: then it is told twice.
+        let _ = MEMORY_TOLD.insert(process, 1, 0);
+    }
+    !told
+}
+
+/// The process executes another program.
+#[inline(always)]
+pub fn forget_memory(process: &Process) {
+    // An error means that nothing was told of it.
+    let _ = MEMORY_TOLD.remove(process);
+}
+
+/// Whether the hook at the end of system calls is to see these.
+#[inline(always)]
+pub fn is_at_syscalls(hook: Hook) -> bool {
+    AT_SYSCALLS
+        .get(0)
+        .is_some_and(|hooks| *hooks & (1 << hook as u32) != 0)
+}
+
+/// Hands a record to the agent and wakes it; false if the ring is full. By itself the kernel wakes
+/// only a reader that has read everything, which one that sleeps over records that were handed over
+/// without waking it has not.
+#[inline(always)]
 pub fn submit(record: &[u8]) -> bool {
-    RECORDS.output::<[u8]>(record, 0).is_ok()
+    RECORDS
+        .output::<[u8]>(record, u64::from(BPF_RB_FORCE_WAKEUP))
+        .is_ok()
+}
+
+/// Hands a record to the agent, which reads it with the next that wakes it.
+#[inline(always)]
+pub fn submit_without_waking(record: &[u8]) -> bool {
+    RECORDS
+        .output::<[u8]>(record, u64::from(BPF_RB_NO_WAKEUP))
+        .is_ok()
 }

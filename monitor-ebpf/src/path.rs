@@ -5,15 +5,15 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{helpers::generated::bpf_loop, macros::map, maps::PerCpuArray};
+use aya_ebpf::helpers::generated::bpf_loop;
 use monitor_common::{
-    exec::CGROUP_PATH_BYTES_MAX,
     path::{COMPONENTS_MAX, PATH_BYTES_MAX, PATH_TRUNCATED, PATH_UNLINKED, PathLengths},
+    task::CGROUP_PATH_BYTES_MAX,
 };
 
 use crate::{
     kernel::{Pointer, offset},
-    scratch::{self, COMPONENT_SLACK},
+    scratch::{self, COMPONENT_SLACK, Claim, SCRATCH_BYTES, Scratch},
 };
 
 /// `bpf_loop`'s words for going on and for stopping.
@@ -31,7 +31,7 @@ enum Run {
 
 /// The state of a walk.
 #[derive(Clone, Copy)]
-struct Walk {
+pub struct Walk {
     /// The dentry, or the cgroup's node, whose name comes next.
     at: Pointer,
     mount: Pointer,
@@ -59,38 +59,49 @@ enum End {
     Unreadable,
 }
 
-#[map]
-static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
-
-/// This CPU's walk.
-#[inline(always)]
-fn walk_state() -> Option<&'static mut Walk> {
-    // SAFETY: the slot is this CPU's, and a tracing program does not preempt itself.
-    WALK.get_ptr_mut(0).map(|walk| unsafe { &mut *walk })
-}
-
 type Step = unsafe extern "C" fn(u32, *mut c_void) -> i64;
 
-/// Calls `step` on this CPU's walk until it stops.
+/// Calls `step` on the walk of a scratch until it stops.
 #[inline(always)]
-fn run(step: Step) {
-    // SAFETY: the callback has the prototype that bpf_loop calls and ignores its context.
+fn run(claim: Claim, step: Step) {
+    let mut number = claim.number;
+    // SAFETY: the callback has the prototype that bpf_loop calls, and its context is a u32.
     unsafe {
         bpf_loop(
             COMPONENTS_MAX,
             step as *mut c_void,
-            core::ptr::null_mut(),
+            (&raw mut number).cast(),
             0,
         )
     };
 }
 
+/// The scratch that a callback is to go on with.
+///
+/// # Safety
+///
+/// `context` must be what [`run`] handed to bpf_loop.
+#[inline(always)]
+unsafe fn scratch_of(context: *mut c_void) -> Option<&'static mut Scratch> {
+    // SAFETY: by this function's contract; the scratch is this run's alone.
+    unsafe {
+        let number = *context.cast::<u32>();
+        scratch::get(number).map(|scratch| &mut *scratch)
+    }
+}
+
 /// Writes the path of (`vfsmount`, `dentry`) at `offset` of the scratch. Gives its lengths, or
 /// `None` if the kernel's structures could not be read.
 #[inline(always)]
-pub fn write(vfsmount: Pointer, dentry: Pointer, offset: usize) -> Option<PathLengths> {
+pub fn write(
+    claim: Claim,
+    vfsmount: Pointer,
+    dentry: Pointer,
+    offset: usize,
+) -> Option<PathLengths> {
     let mount_root = vfsmount.probe_follow(offset!(vfsmount_root))?;
-    let walk = walk_state()?;
+    // SAFETY: the scratch is this run's alone.
+    let walk = unsafe { &mut (*claim.scratch).walk };
     *walk = Walk {
         at: dentry,
         mount: vfsmount.back(offset!(mount_vfsmount)),
@@ -102,7 +113,9 @@ pub fn write(vfsmount: Pointer, dentry: Pointer, offset: usize) -> Option<PathLe
         run: Run::BelowMount,
         end: End::Truncated,
     };
-    run(step);
+    run(claim, step);
+    // SAFETY: as above.
+    let walk = unsafe { &(*claim.scratch).walk };
     let mut lengths = walk.lengths;
     match walk.end {
         End::Finished => {}
@@ -115,26 +128,26 @@ pub fn write(vfsmount: Pointer, dentry: Pointer, offset: usize) -> Option<PathLe
     Some(lengths)
 }
 
-unsafe extern "C" fn step(_index: u32, _context: *mut c_void) -> i64 {
-    let Some(walk) = walk_state() else {
-        return STOP;
-    };
-    verdict(try_step(walk))
+unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `run` calls it.
+    match unsafe { scratch_of(context) } {
+        Some(scratch) => verdict(try_step(scratch), scratch),
+        None => STOP,
+    }
 }
 
 /// What a step tells bpf_loop.
 #[inline(always)]
-fn verdict(step: Option<i64>) -> i64 {
+fn verdict(step: Option<i64>, scratch: &mut Scratch) -> i64 {
     step.unwrap_or_else(|| {
-        if let Some(walk) = walk_state() {
-            walk.end = End::Unreadable;
-        }
+        scratch.walk.end = End::Unreadable;
         STOP
     })
 }
 
 #[inline(always)]
-fn try_step(walk: &mut Walk) -> Option<i64> {
+fn try_step(scratch: &mut Scratch) -> Option<i64> {
+    let Scratch { walk, bytes, .. } = scratch;
     if walk.run != Run::BelowSuperblock && walk.at == walk.mount_root {
         return cross_mount(walk);
     }
@@ -146,7 +159,11 @@ fn try_step(walk: &mut Walk) -> Option<i64> {
         if walk.offset - walk.start >= PATH_BYTES_MAX as usize {
             return Some(STOP);
         }
-        let length = write_component(walk.at.probe_follow(offset!(dentry_name))?, walk.offset)?;
+        let length = write_component(
+            bytes,
+            walk.at.probe_follow(offset!(dentry_name))?,
+            walk.offset,
+        )?;
         walk.offset += length;
         let length = length as u16;
         match walk.run {
@@ -187,13 +204,21 @@ fn cross_mount(walk: &mut Walk) -> Option<i64> {
 
 /// Writes one component with its NUL at `offset` of the scratch; gives its length.
 #[inline(always)]
-fn write_component(name: Pointer, offset: usize) -> Option<usize> {
-    let scratch = scratch::get()?;
+fn write_component(
+    scratch: &mut [u8; SCRATCH_BYTES],
+    name: Pointer,
+    offset: usize,
+) -> Option<usize> {
     if offset > scratch::CGROUP_END - COMPONENT_SLACK {
         return None;
     }
     // SAFETY: `offset` leaves room for a whole component.
-    let length = unsafe { name.probe_string(scratch.wrapping_add(offset), COMPONENT_SLACK as u32) };
+    let length = unsafe {
+        name.probe_string(
+            scratch.as_mut_ptr().wrapping_add(offset),
+            COMPONENT_SLACK as u32,
+        )
+    };
     (length > 0 && length <= COMPONENT_SLACK as i64).then_some(length as usize)
 }
 
@@ -205,8 +230,9 @@ pub struct CgroupPath {
 
 /// Writes the path of a cgroup's kernfs node at `offset` of the scratch.
 #[inline(always)]
-pub fn write_cgroup(node: Pointer, offset: usize) -> Option<CgroupPath> {
-    let walk = walk_state()?;
+pub fn write_cgroup(claim: Claim, node: Pointer, offset: usize) -> Option<CgroupPath> {
+    // SAFETY: the scratch is this run's alone.
+    let walk = unsafe { &mut (*claim.scratch).walk };
     *walk = Walk {
         at: node,
         mount: Pointer::NULL,
@@ -218,7 +244,9 @@ pub fn write_cgroup(node: Pointer, offset: usize) -> Option<CgroupPath> {
         run: Run::BelowMount,
         end: End::Truncated,
     };
-    run(cgroup_step);
+    run(claim, cgroup_step);
+    // SAFETY: as above.
+    let walk = unsafe { &(*claim.scratch).walk };
     if walk.end == End::Unreadable {
         return None;
     }
@@ -228,15 +256,17 @@ pub fn write_cgroup(node: Pointer, offset: usize) -> Option<CgroupPath> {
     })
 }
 
-unsafe extern "C" fn cgroup_step(_index: u32, _context: *mut c_void) -> i64 {
-    let Some(walk) = walk_state() else {
-        return STOP;
-    };
-    verdict(try_cgroup_step(walk))
+unsafe extern "C" fn cgroup_step(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `run` calls it.
+    match unsafe { scratch_of(context) } {
+        Some(scratch) => verdict(try_cgroup_step(scratch), scratch),
+        None => STOP,
+    }
 }
 
 #[inline(always)]
-fn try_cgroup_step(walk: &mut Walk) -> Option<i64> {
+fn try_cgroup_step(scratch: &mut Scratch) -> Option<i64> {
+    let Scratch { walk, bytes, .. } = scratch;
     let parent = walk.at.probe_follow(offset!(kernfs_node_parent))?;
     if parent.is_null() {
         walk.end = End::Finished;
@@ -246,6 +276,7 @@ fn try_cgroup_step(walk: &mut Walk) -> Option<i64> {
         return Some(STOP);
     }
     walk.offset += write_component(
+        bytes,
         walk.at.probe_follow(offset!(kernfs_node_name))?,
         walk.offset,
     )?;

@@ -12,5 +12,6 @@ pub mod containers;
 pub mod ctl;
 pub mod detect;
 pub mod digest;
+pub mod doctor;
 pub mod image;
 pub mod sensor;

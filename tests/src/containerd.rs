@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, PoisonError},
@@ -153,15 +154,10 @@ path = "{directory}/opt"
 
     /// The same in an additional namespace, see [`Containerd::command_in`].
     pub fn import_in(&self, namespace: &str, image: &Image) -> Result<()> {
-        let file = tempfile::NamedTempFile::new_in(self.directory())?;
-        fs::write(file.path(), image.archive()?)?;
-        output(
-            self.command_in(namespace)
-                .args(["images", "import"])
-                .arg(file.path()),
-        )
-        .with_context(|| format!("cannot import {}", image.reference))
-        .map(drop)
+        let mut command = self.command_in(namespace);
+        command.args(["images", "import", "-"]);
+        feed(&mut command, &image.archive()?)
+            .with_context(|| format!("cannot import {}", image.reference))
     }
 
     /// Runs a container to its end, removes it, and fails if its program failed.
@@ -171,12 +167,22 @@ path = "{directory}/opt"
 
     /// Starts a container and leaves it running.
     pub fn start_container(&self, run: &Run) -> Result<()> {
+        let said = format!("file://{}", self.said_file(&run.id).display());
         output(
             self.run_command(run)
-                .args(["--detach", "--null-io"])
+                .args(["--detach", "--log-uri", &said])
                 .args(run.tail()),
         )
         .map(drop)
+    }
+
+    /// What the init of a container of [`Containerd::start_container`] has printed.
+    pub fn said(&self, container: &str) -> String {
+        fs::read_to_string(self.said_file(container)).unwrap_or_default()
+    }
+
+    fn said_file(&self, container: &str) -> PathBuf {
+        self.directory().join("said").join(container)
     }
 
     /// Puts a process into a running container and waits for its end.
@@ -203,15 +209,16 @@ path = "{directory}/opt"
 
     /// The host's process id of a container's init.
     pub fn task_pid(&self, container: &str) -> Result<u32> {
-        let tasks = self.ctr(["tasks", "list"])?;
-        tasks
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>())
-            .find_map(|fields| match fields.as_slice() {
-                [id, pid, ..] if *id == container => pid.parse().ok(),
-                _ => None,
-            })
-            .with_context(|| format!("no task {container} in {tasks}"))
+        // As the shim notes it for containerd; asking ctr takes seconds in an emulated machine.
+        let bundles = self.directory().join("state/io.containerd.runtime.v2.task");
+        let file = bundles
+            .join(self.namespace())
+            .join(container)
+            .join("init.pid");
+        fs::read_to_string(&file)
+            .ok()
+            .and_then(|pid| pid.trim().parse().ok())
+            .with_context(|| format!("no pid in {}", file.display()))
     }
 
     fn run_command(&self, run: &Run) -> Command {
@@ -265,7 +272,7 @@ impl Run {
     /// Further options of `ctr run`.
     #[must_use]
     pub fn flags<S: Into<String>>(mut self, list: impl IntoIterator<Item = S>) -> Self {
-        self.flags = list.into_iter().map(Into::into).collect();
+        self.flags.extend(list.into_iter().map(Into::into));
         self
     }
 
@@ -295,6 +302,30 @@ pub fn output(command: &mut Command) -> Result<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(stdout)
+}
+
+/// Runs a command to its end with `input` as its standard input.
+fn feed(command: &mut Command, input: &[u8]) -> Result<()> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    // Dropped when it is written, which ends the input. An error shows in how the command ends.
+    let written = child
+        .stdin
+        .take()
+        .context("its input is not piped")?
+        .write_all(input);
+    let output = child.wait_with_output()?;
+    ensure!(
+        output.status.success(),
+        "{command:?} ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    written.with_context(|| format!("cannot write to {command:?}"))
 }
 
 /// A child process that is never left unreaped.

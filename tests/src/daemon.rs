@@ -173,6 +173,33 @@ impl Daemon {
         })
     }
 
+    /// Waits for a moment at which all that the hooks saw has been judged.
+    pub fn wait_all_judged(&self) -> Result<()> {
+        until("everything to be judged", PATIENCE, || {
+            let status = self.status()?;
+            let count = |pointer: &str| {
+                let count = status.pointer(pointer).and_then(Value::as_u64);
+                count.with_context(|| format!("no number {pointer} in {status}"))
+            };
+            let hooks = status.pointer("/hooks").and_then(Value::as_array);
+            let submitted = hooks.into_iter().flatten();
+            let submitted: u64 = submitted
+                .filter_map(|hook| hook.get("submitted")?.as_u64())
+                .sum();
+            let received = count("/events/received")?;
+            let done = ["judged", "expired_unknown", "before_coverage", "failed"]
+                .iter()
+                .map(|name| count(&format!("/events/{name}")))
+                .sum::<Result<u64>>()?;
+            let all = received + count("/events/running")?;
+            ensure!(
+                received >= submitted && done == all,
+                "{submitted} submitted, {received} received, {done} of {all} done"
+            );
+            Ok(())
+        })
+    }
+
     /// The newest cursor there is.
     pub fn newest_cursor(&self) -> Result<u64> {
         let status = self.status()?;

@@ -1,6 +1,9 @@
 //! Images, made from a description, with all their digests known.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -15,13 +18,15 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// The program for containers, see `tests/probe`.
 pub const PROBE: &[u8] = include_bytes!(env!("PROBE"));
+/// The program that loads the libraries that are its arguments, see `tests/probe/dynamic.rs`.
+pub const DYNAMIC: &[u8] = include_bytes!(env!("DYNAMIC"));
 /// Where [`base`] has [`PROBE`].
 pub const PROBE_PATH: &str = "/bin/probe";
 /// Where Debian's package busybox-static installs it.
 pub const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: &[&str] = &[
-    "cat", "chmod", "chown", "cp", "echo", "env", "id", "ln", "ls", "mkdir", "mount", "mv", "rm",
-    "sh", "sleep", "true", "wget",
+    "cat", "chmod", "chown", "chroot", "cp", "echo", "env", "id", "ln", "ls", "mkdir", "mount",
+    "mv", "rm", "sh", "sleep", "touch", "true", "wget",
 ];
 
 /// What the image's config says.
@@ -195,4 +200,17 @@ pub fn base_config() -> Config {
 /// An image with [`base_layer`] alone.
 pub fn base(reference: &str) -> Result<Image> {
     Image::build(reference, &[base_layer()?], &base_config())
+}
+
+/// Where `cargo xtask setup` links the layers of Debian packages.
+pub fn debian_layers() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debian-layers")
+}
+
+/// A layer of Debian packages: `base`, or what `cargo xtask setup` knows to lie on it.
+pub fn debian_layer(name: &str) -> Result<Layer> {
+    let file = debian_layers().join(format!("{name}.tar.gz"));
+    let blob = fs::read(&file)
+        .with_context(|| format!("cannot read {}: run `cargo xtask setup`", file.display()))?;
+    Ok(Layer::made(blob))
 }

@@ -1,9 +1,15 @@
 //! Layers of images, described entry by entry.
 
-use std::{fmt::Write as _, io::Write as _};
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
-use flate2::{Compression, write::GzEncoder};
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
@@ -23,6 +29,8 @@ pub struct Layer {
     entries: Vec<Entry>,
     plain: bool,
     blob_tar: Option<Vec<u8>>,
+    /// The whole layer, made elsewhere.
+    made: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +72,38 @@ impl Layer {
     /// An empty layer, compressed by gzip.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A layer that was made elsewhere, as a tar compressed by gzip.
+    pub fn made(blob: Vec<u8>) -> Self {
+        Self {
+            made: Some(blob),
+            ..Self::default()
+        }
+    }
+
+    /// The files below a directory of the host, with their modes, as root's.
+    pub fn copy(directory: &Path) -> Result<Self> {
+        let mut layer = Self::new();
+        let mut waiting = vec![directory.to_owned()];
+        while let Some(path) = waiting.pop() {
+            let name = path.strip_prefix(directory)?;
+            let name = name.to_str().context("not UTF-8")?;
+            if path.is_dir() {
+                let entries = fs::read_dir(&path)?.map(|entry| Ok(entry?.path()));
+                waiting.extend(entries.collect::<Result<Vec<_>>>()?);
+                if !name.is_empty() {
+                    layer = layer.dir(name);
+                }
+            } else {
+                let attributes = Attributes {
+                    mode: fs::metadata(&path)?.permissions().mode() & 0o777,
+                    ..Attributes::default()
+                };
+                layer = layer.file(name, &fs::read(&path)?, attributes);
+            }
+        }
+        Ok(layer)
     }
 
     /// A directory.
@@ -157,6 +197,11 @@ impl Layer {
 
     /// The layer's tar, whose hash is its diff ID.
     pub fn tar(&self) -> Result<Vec<u8>> {
+        if let Some(blob) = &self.made {
+            let mut tar = Vec::new();
+            GzDecoder::new(blob.as_slice()).read_to_end(&mut tar)?;
+            return Ok(tar);
+        }
         let mut tar = tar::Builder::new(Vec::new());
         for entry in &self.entries {
             append(&mut tar, entry)
@@ -167,6 +212,9 @@ impl Layer {
 
     /// The layer's blob and whether it is compressed.
     pub(crate) fn blob(&self) -> Result<(Vec<u8>, bool)> {
+        if let Some(blob) = &self.made {
+            return Ok((blob.clone(), true));
+        }
         let tar = match &self.blob_tar {
             Some(forged) => forged.clone(),
             None => self.tar()?,

@@ -3,6 +3,7 @@
 pub mod alerts;
 pub mod containerd;
 pub mod daemon;
+pub mod evasions;
 pub mod image;
 pub mod layer;
 pub mod poll;

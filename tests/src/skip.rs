@@ -10,7 +10,10 @@ use std::{
     thread,
 };
 
-use crate::image::BUSYBOX;
+use crate::{
+    evasions::PYTHON,
+    image::{BUSYBOX, debian_layers},
+};
 
 /// The file that gets a line `TEST: REASON` for every skipped test.
 pub const SKIPS: &str = "MONITOR_SKIPS";
@@ -24,12 +27,16 @@ pub enum Need {
     Containerd,
     /// A static busybox to put into images.
     Busybox,
+    /// Debian's interpreter for Python, to put into images.
+    Python,
     /// The kernel's type information.
     Btf,
     /// Mount namespaces of one's own.
     Unshare,
     /// User namespaces, for remapped containers.
     UserNamespaces,
+    /// Layers of Debian packages.
+    DebianLayers,
 }
 
 impl Need {
@@ -46,6 +53,7 @@ impl Need {
                     (!known.contains("overlay")).then(|| "the kernel has no overlayfs".to_owned())
                 }),
             Self::Busybox => absent(BUSYBOX),
+            Self::Python => absent(PYTHON),
             Self::Btf => absent("/sys/kernel/btf/vmlinux"),
             Self::Unshare => {
                 let works = Command::new("unshare").args(["--mount", "true"]).output();
@@ -53,6 +61,7 @@ impl Need {
                 (!works).then(|| "unshare --mount does not work".to_owned())
             }
             Self::UserNamespaces => absent("/proc/self/uid_map"),
+            Self::DebianLayers => absent(&debian_layers().to_string_lossy()),
         }
     }
 }
@@ -70,9 +79,15 @@ pub fn on_path(program: &str) -> Option<PathBuf> {
 
 /// Whether the calling test must be skipped; says why and records it.
 pub fn skipped(module: &str, needs: &[Need]) -> bool {
-    let Some(reason) = needs.iter().find_map(|need| need.missing()) else {
-        return false;
-    };
+    let reason = needs.iter().find_map(|need| need.missing());
+    if let Some(reason) = &reason {
+        record(module, reason);
+    }
+    reason.is_some()
+}
+
+/// Says and records that the calling test is skipped, and why.
+pub fn record(module: &str, reason: &str) {
     let thread = thread::current();
     let line = format!("{module}::{}: {reason}", thread.name().unwrap_or("unnamed"));
     eprintln!("skipped {line}");
@@ -86,7 +101,6 @@ pub fn skipped(module: &str, needs: &[Need]) -> bool {
             eprintln!("cannot record it in {}: {error}", file.display());
         }
     }
-    true
 }
 
 /// Ends the test with `Ok(())` if the machine lacks something; see [`Need`].

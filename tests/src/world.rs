@@ -71,6 +71,25 @@ impl World {
         self.raised_by_run(&run)
     }
 
+    /// Runs a shell line likewise and expects exactly these alerts, as kind and path of the file.
+    pub fn check(&self, image: &str, line: &str, expect: &[(&str, &str)]) -> Result<()> {
+        let alerts = self.raised_by(image, line)?;
+        let mut raised: Vec<_> = alerts
+            .iter()
+            .map(|alert| {
+                let word = |pointer| text(alert, pointer).unwrap_or("");
+                (word("/kind"), word("/file/path"))
+            })
+            .collect();
+        // Alerts come in the order in which the bytes were read.
+        raised.sort_unstable();
+        ensure!(
+            raised == expect,
+            "{line:?} raised {raised:?}, not {expect:?}: {alerts:#?}"
+        );
+        Ok(())
+    }
+
     /// The same for any container.
     pub fn raised_by_run(&self, run: &Run) -> Result<Vec<Value>> {
         self.containerd.run_ok(run)?;

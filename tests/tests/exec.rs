@@ -44,23 +44,7 @@ fn check(name: &str, line: &str, expect: &[(&str, &str)]) -> Result<()> {
     let world = shared()?;
     let reference = format!("example.invalid/{name}:1");
     tools(&world, &reference)?;
-    let alerts = world.raised_by(&reference, line)?;
-    let mut raised: Vec<_> = alerts
-        .iter()
-        .map(|alert| {
-            (
-                text(alert, "/kind").unwrap_or(""),
-                text(alert, "/file/path").unwrap_or(""),
-            )
-        })
-        .collect();
-    // Alerts come in the order in which the bytes were read.
-    raised.sort_unstable();
-    ensure!(
-        raised == expect,
-        "{line:?} raised {raised:?}, not {expect:?}"
-    );
-    Ok(())
+    world.check(&reference, line, expect)
 }
 
 /// One test per behaviour, so that a failure names it.

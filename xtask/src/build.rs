@@ -33,8 +33,8 @@ impl Profile {
 
 /// The programs that a build leaves.
 pub(crate) struct Programs {
-    monitord: PathBuf,
-    monitorctl: PathBuf,
+    pub(crate) monitord: PathBuf,
+    pub(crate) monitorctl: PathBuf,
 }
 
 impl Programs {

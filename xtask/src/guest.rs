@@ -1,5 +1,5 @@
-//! The sensor's tests on other kernels: each is booted in a virtual machine whose PID 1 is the
-//! `guest` package's program, which runs all of them.
+//! Tests on other kernels: each is booted in a virtual machine whose PID 1 is the `guest` package's
+//! program, which runs the sensor's tests and then carries out the techniques of evasion.
 
 mod console;
 mod initramfs;
@@ -7,8 +7,9 @@ mod kernel;
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
-    process::Command,
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -16,15 +17,36 @@ use anyhow::{Context as _, Result, bail};
 
 use self::{
     console::Report,
+    initramfs::Extra,
     kernel::{Kernel, SERIES},
 };
-use crate::{apt, build, run, setup, toolchain, workspace};
+use crate::{
+    apt,
+    build::{self, Profile, Programs},
+    run, setup, toolchain, workspace,
+};
 
 const QEMU: &str = "qemu-system-x86_64";
 const QEMU_PACKAGE: &str = "qemu-system-x86";
 
-/// A boot takes 13 s on an idle machine, the tests about as long; the rest is for a busy one.
-const DEADLINE: Duration = Duration::from_secs(240);
+/// Boot and sensor's tests take half a minute on an idle machine, the techniques of evasion some 200
+/// s; the rest is for a busy one.
+const DEADLINE: Duration = Duration::from_secs(900);
+
+/// PID 1 has a program of tests in it and starts another.
+const PROGRAMS: usize = 2;
+
+/// Of a guest, in MiB: a whole containerd with its images lies in it.
+const MEMORY: &str = "3072";
+
+/// What is done with the document that tells what came of the techniques of evasion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Document {
+    /// A test fails when it is stale.
+    Compare,
+    /// It is written anew.
+    Renew,
+}
 
 /// What became of the guests, in the terms of the test runner.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -50,8 +72,8 @@ pub(crate) fn run(wanted: Option<&str>) -> Result<()> {
             SERIES.join(" ")
         );
     }
-    build::object(&setup::run()?)?;
-    let outcome = all(wanted)?;
+    let programs = build::run(Profile::Release)?;
+    let outcome = all(wanted, &programs, Document::Compare)?;
     for line in &outcome.skipped {
         eprintln!("xtask: skipped {line}");
     }
@@ -73,13 +95,17 @@ pub(crate) fn run(wanted: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Boots each kernel, or the wanted one. The eBPF object must have been built.
+/// Boots each kernel, or the wanted one, with the programs that were built.
 ///
 /// # Errors
 ///
 /// The guests' program does not build or its initramfs cannot be written. What goes wrong in a
 /// guest is a failed test.
-pub(crate) fn all(wanted: Option<&str>) -> Result<Outcome> {
+pub(crate) fn all(
+    wanted: Option<&str>,
+    programs: &Programs,
+    document: Document,
+) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut kernels = Vec::new();
     for series in SERIES {
@@ -93,9 +119,13 @@ pub(crate) fn all(wanted: Option<&str>) -> Result<Outcome> {
     if kernels.is_empty() {
         return Ok(outcome);
     }
-    let program = program()?;
+    let guest = Guest::build(programs)?;
     for kernel in kernels {
-        let report = boot(&kernel, &program)?;
+        let mut report = guest.boot(&kernel)?;
+        if !report.cells().is_empty() {
+            let written = guest.take(kernel.series, report.cells(), document);
+            report.add_test("the_document_says_what_came_of_the_evasions", written);
+        }
         report.show(kernel.series);
         outcome.passed += report.passed();
         outcome.failed += report.failed();
@@ -134,9 +164,111 @@ fn find(series: &'static str) -> Result<Kernel> {
     kernel::find(&cache, series)
 }
 
+/// What all guests have.
+struct Guest {
+    /// PID 1, which is also the first program of tests.
+    init: PathBuf,
+    /// The second one.
+    evasions: PathBuf,
+    extra: Extra,
+}
+
+impl Guest {
+    fn build(programs: &Programs) -> Result<Self> {
+        let init = init()?;
+        let evasions = evasions()?;
+        let files = run::answer(Command::new(&evasions).arg("files"))
+            .context("what the tests with containers need is not here: run `cargo xtask setup`")?;
+        let extra = Extra {
+            programs: [&programs.monitord, &programs.monitorctl, &evasions]
+                .map(PathBuf::clone)
+                .to_vec(),
+            files: files.lines().map(PathBuf::from).collect(),
+        };
+        Ok(Self {
+            init,
+            evasions,
+            extra,
+        })
+    }
+
+    fn boot(&self, kernel: &Kernel) -> Result<Report> {
+        let folder = workspace::target().join("guest");
+        let image = folder.join(format!("initramfs-{}.cpio", kernel.series));
+        let bytes = initramfs::build(&self.init, &self.extra, kernel)?;
+        fs::write(&image, bytes).with_context(|| format!("writing {}", image.display()))?;
+        eprintln!("xtask: booting {} ...", kernel.describe());
+        let start = Instant::now();
+        let mut command = Command::new(QEMU);
+        command
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
+            .args(["-smp", "2", "-m", MEMORY])
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-serial", "stdio", "-no-reboot"])
+            .arg("-kernel")
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(&image)
+            // A panic ends the machine at once; only what is worse than a warning is printed, so
+            // that it does not fall into the middle of the tests' lines.
+            .args([
+                "-append",
+                "console=ttyS0 loglevel=4 panic=-1 mitigations=off",
+            ]);
+        let report = console::watch(&mut command, PROGRAMS, DEADLINE)?;
+        eprintln!(
+            "xtask: {}: ended after {:.1} s",
+            kernel.describe(),
+            start.elapsed().as_secs_f64()
+        );
+        Ok(report)
+    }
+
+    /// Gives what came of the techniques of evasion to the program that knows the document.
+    fn take(&self, series: &str, cells: &[String], document: Document) -> Result<()> {
+        let command = match document {
+            Document::Compare => "compare",
+            Document::Renew => "renew",
+        };
+        let mut child = Command::new(&self.evasions)
+            .args([command, series])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", self.evasions.display()))?;
+        let mut input = child.stdin.take().context("a child without input")?;
+        input.write_all(cells.join("\n").as_bytes())?;
+        drop(input);
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
+        }
+        Ok(())
+    }
+}
+
+/// Builds the tests that need containerd, as `cargo test` builds them.
+fn evasions() -> Result<PathBuf> {
+    let mut command = run::cargo();
+    command
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "tests",
+            "--bin",
+            "evasions",
+        ])
+        .args(build::locked())
+        .current_dir(workspace::root())
+        .env("CARGO_TARGET_DIR", workspace::target());
+    run::shown("building the guests' tests of evasions", &mut command)?;
+    Ok(workspace::target().join("release/evasions"))
+}
+
 /// Builds the program that is PID 1 in the guests. Static, since it is alone there; in a folder of
 /// its own, since every flag differs from the other builds'.
-fn program() -> Result<PathBuf> {
+fn init() -> Result<PathBuf> {
     let target = workspace::target().join("guest");
     let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
     let mut command = run::cargo();
@@ -156,36 +288,4 @@ fn program() -> Result<PathBuf> {
         .current_dir(workspace::root());
     run::shown("building the guests' program", &mut command)?;
     Ok(target.join(triple).join("release/guest"))
-}
-
-fn boot(kernel: &Kernel, program: &Path) -> Result<Report> {
-    let folder = workspace::target().join("guest");
-    let image = folder.join(format!("initramfs-{}.cpio", kernel.series));
-    let bytes = initramfs::build(program, kernel)?;
-    fs::write(&image, bytes).with_context(|| format!("writing {}", image.display()))?;
-    eprintln!("xtask: booting {} ...", kernel.describe());
-    let start = Instant::now();
-    let mut command = Command::new(QEMU);
-    command
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
-        .args(["-smp", "2", "-m", "1024"])
-        .args(["-nodefaults", "-no-user-config", "-display", "none"])
-        .args(["-serial", "stdio", "-no-reboot"])
-        .arg("-kernel")
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(&image)
-        // A panic ends the machine at once; only what is worse than a warning is printed, so that
-        // it does not fall into the middle of the tests' lines.
-        .args([
-            "-append",
-            "console=ttyS0 loglevel=4 panic=-1 mitigations=off",
-        ]);
-    let report = console::watch(&mut command, DEADLINE)?;
-    eprintln!(
-        "xtask: {}: ended after {:.1} s",
-        kernel.describe(),
-        start.elapsed().as_secs_f64()
-    );
-    Ok(report)
 }

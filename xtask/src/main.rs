@@ -3,7 +3,9 @@
 mod apt;
 mod build;
 mod demo;
+mod evasions;
 mod guest;
+mod images;
 mod lint;
 mod run;
 mod setup;
@@ -46,6 +48,8 @@ enum Task {
         /// Only this one, such as 6.1
         kernel: Option<String>,
     },
+    /// Carry out all techniques of evasion, here and on other kernels, and write docs/evasions.md
+    Evasions,
     /// Check format, warnings and layering
     Lint,
     /// Format all packages
@@ -54,11 +58,15 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Some(Task::Setup) => setup::run().map(|_| guest::prepare()),
+        Some(Task::Setup) => setup::run().map(|_| {
+            guest::prepare();
+            images::prepare();
+        }),
         Some(Task::Build { debug }) => build::run(build::Profile::from_debug(debug)).map(|_| ()),
         Some(Task::Demo) => demo::run(),
         Some(Task::Test { filters }) => test::run(&filters),
         Some(Task::Guest { kernel }) => guest::run(kernel.as_deref()),
+        Some(Task::Evasions) => evasions::run(),
         Some(Task::Lint) => lint::check(),
         Some(Task::Fmt) => lint::format(),
         None => Arguments::command().print_help().map_err(Into::into),

@@ -31,7 +31,7 @@ struct Tool {
     package: &'static str,
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 7] = [
     tool("containerd", "--version", "containerd"),
     tool("containerd-shim-runc-v2", "-v", "containerd"),
     tool("ctr", "--version", "containerd"),
@@ -39,6 +39,8 @@ const TOOLS: [Tool; 6] = [
     // containerd-client's build script runs it.
     tool("protoc", "--version", "protobuf-compiler"),
     tool(BUSYBOX, "--help", "busybox-static"),
+    // Debian's own, wherever another may come first: its files go into images.
+    tool("/usr/bin/python3", "--version", "python3-minimal"),
 ];
 
 /// Goes into the tests' images, which hold no libraries.

@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     build::{self, Profile},
-    guest, run, workspace,
+    guest::{self, Document},
+    images, run, workspace,
 };
 
 /// Names the file to which a test that cannot run on this machine appends `TEST: REASON`.
@@ -30,6 +31,7 @@ const SKIPS: &str = "MONITOR_SKIPS";
 /// The build or a test fails, or `CI=true` and a test was skipped.
 pub(crate) fn run(filters: &[String]) -> Result<()> {
     let programs = build::run(Profile::Release)?;
+    images::prepare();
     let skips = workspace::target().join("skipped-tests");
     if skips.exists() {
         fs::remove_file(&skips).with_context(|| format!("removing {}", skips.display()))?;
@@ -49,7 +51,7 @@ pub(crate) fn run(filters: &[String]) -> Result<()> {
     let mut skipped: BTreeSet<&str> = skipped.lines().filter(|line| !line.is_empty()).collect();
     // A filter is for one's own next try; the guests are asked for by `cargo xtask guest`.
     let guests = if filters.is_empty() {
-        guest::all(None)?
+        guest::all(None, &programs, Document::Compare)?
     } else {
         guest::Outcome::default()
     };

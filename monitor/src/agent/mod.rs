@@ -1,11 +1,14 @@
 //! The assembly of the daemon: starts each room, connects them, and stops them in order.
 
 mod bytes;
+mod find;
 mod node;
 mod owner;
 mod query;
 mod runtime;
+mod sourced;
 mod state;
+mod uses;
 
 use std::{
     fs::{DirBuilder, File, Permissions},

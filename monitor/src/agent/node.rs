@@ -17,7 +17,10 @@ use crate::{
         layer::EntryKind,
         store::ImageStore,
     },
-    sensor::HOOK_SET,
+    sensor::{
+        account::Account,
+        hooks::{self, Choice},
+    },
 };
 
 /// Digits of a digest that must be given at least; the tables show as many.
@@ -228,20 +231,11 @@ impl Node for NodeView {
                     .or_default() += 1;
             }
         }
-        let counters = snapshot.account.exec.counters;
-        status.hooks = vec![v1::status::Hook {
-            event: "exec".to_owned(),
-            hook: HOOK_SET.to_owned(),
-            limits: String::new(),
-            seen: counters.seen,
-            unwatched: counters.unwatched,
-            submitted: counters.submitted,
-            ring_full: counters.ring_full,
-            unreadable: counters.unreadable,
-            truncated: counters.truncated,
-            recursion_misses: snapshot.account.exec.recursion_misses,
-            ..Default::default()
-        }];
+        status.hooks = snapshot
+            .choices
+            .iter()
+            .map(|choice| hook(choice, &snapshot.account))
+            .collect();
         status.events = Some(v1::status::Events {
             received: snapshot.account.received,
             running: snapshot.account.running,
@@ -255,6 +249,10 @@ impl Node for NodeView {
             metadata_changed: snapshot.counts.metadata_changed,
             unverifiable: snapshot.counts.unverifiable,
             runtime: snapshot.counts.runtime,
+            jit: snapshot.counts.jit,
+            caches: snapshot.counts.caches,
+            data: snapshot.counts.data,
+            noted: snapshot.counts.noted,
         });
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,
@@ -367,4 +365,37 @@ fn kernel_release() -> String {
     nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .unwrap_or_default()
+}
+
+/// A kind of event: what sees it, and its account.
+fn hook(choice: &Choice, account: &Account) -> v1::status::Hook {
+    let account = account.hook(choice.kind);
+    let counters = account.counters;
+    v1::status::Hook {
+        event: hooks::kind_name(choice.kind).to_owned(),
+        hook: choice.set.map_or("", hooks::set_name).to_owned(),
+        limits: limits(choice),
+        seen: counters.seen,
+        unwatched: counters.unwatched,
+        remembered: counters.remembered,
+        submitted: counters.submitted,
+        ring_full: counters.ring_full,
+        unreadable: counters.unreadable,
+        truncated: counters.truncated,
+        recursion_misses: account.recursion_misses,
+        ..Default::default()
+    }
+}
+
+/// What is not seen, and why nothing better is in force.
+fn limits(choice: &Choice) -> String {
+    let refused = choice.refused.iter().map(|refusal| {
+        format!(
+            "{} refused: {}",
+            hooks::set_name(refusal.set),
+            refusal.without_log()
+        )
+    });
+    let blind = choice.blind_spots().into_iter().map(str::to_owned);
+    blind.chain(refused).collect::<Vec<_>>().join("; ")
 }

@@ -8,52 +8,44 @@ use std::{
     time::{Duration, Instant},
 };
 
-use monitor_common::CgroupState;
-use tokio::{
-    sync::{mpsc, watch},
-    task::{Id, JoinError},
-};
+use tokio::sync::{mpsc, watch};
 
 use super::{
-    bytes::{BytesReader, Layers, Request},
+    bytes::BytesReader,
     query::{Connection, Query, Snapshot},
-    state::{Done, ReadExec, State, creation},
+    state::{Done, State, creation},
 };
 use crate::{
     alerts::{AlertLog, NodeFacts, boot_time, build},
     clock,
     containers::{
         Container, Identity,
-        inventory::{Change, Effect, Inventory, ListingRequest, Place},
+        inventory::{Change, Effect, Inventory, ListingRequest},
     },
-    detect::{
-        FileVerdict, Finding, container as container_rules,
-        exec::{ExecFacts, Expected, Judgement, RuntimeFiles, judge},
-        participant::{self, Participant, Role},
-    },
+    detect::{Finding, container as container_rules, file::RuntimeFiles},
     image::{contents::Contents, error::ContentsError, store::ImageStore},
-    sensor::{HOOK_SET, Sensor, event::Exec, hold::HolderError},
+    sensor::{Sensor, event::Event, hold::HolderError},
 };
 
-/// Execs whose bytes and contents are being read; at the bound no further events are taken, so
+/// Uses of files whose bytes and contents are being read; at the bound no further events are taken, so
 /// that the channel and then the ring fill.
 const IN_FLIGHT_MAX: usize = 1024;
-/// Execs that wait until containerd has told whose their cgroup is and which image that has; at the bound the oldest is
-/// given up and counted.
-const WAITING_MAX: usize = 8192;
-/// How long such an exec waits, and one whose image's contents cannot be read yet.
+/// Uses that wait until containerd has told whose their cgroup is and which image that has; at the
+/// bound the oldest is given up and counted.
+pub(super) const WAITING_MAX: usize = 8192;
+/// How long such a use waits, and one whose image's contents cannot be read yet.
 const WAITING_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often what has waited too long is looked for.
 const TICK: Duration = Duration::from_secs(1);
 /// Pause before the contents of an image are asked for again.
 const CONTENTS_RETRY: Duration = Duration::from_millis(500);
-/// How long the execs that are in flight are waited for at the end.
+/// How long the uses that are in flight are waited for at the end.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What the owner is given.
 pub(super) struct Inputs {
     /// From the sensor.
-    pub(super) events: mpsc::Receiver<Exec>,
+    pub(super) events: mpsc::Receiver<Event>,
     /// From containerd.
     pub(super) changes: mpsc::Receiver<Change>,
     /// From the API.
@@ -91,7 +83,8 @@ impl Owner {
                 Some(change) = inputs.changes.recv() => self.change(change),
                 Some(done) = self.state.in_flight.join_next_with_id(), if !self.state.in_flight.is_empty() => self.done(done),
                 Some(query) = inputs.queries.recv() => self.answer(query),
-                Some(exec) = inputs.events.recv(), if room => self.exec(exec),
+                () = until(self.state.sourced.due()) => self.drop_due(),
+                Some(event) = inputs.events.recv(), if room => self.event(event),
                 _ = tick.tick() => self.tick(),
             }
         }
@@ -101,7 +94,7 @@ impl Owner {
         {
             tracing::warn!(
                 in_flight = self.state.in_flight.len(),
-                "stopped before every exec was judged"
+                "stopped before everything was judged"
             );
         }
     }
@@ -110,185 +103,21 @@ impl Owner {
         // Its reader ends by sending what is left, which must be received meanwhile.
         let sensor = self.sensor.take();
         let stopped = tokio::task::spawn_blocking(move || drop(sensor));
-        while let Some(exec) = inputs.events.recv().await {
-            self.exec(exec);
+        while let Some(event) = inputs.events.recv().await {
+            self.event(event);
         }
         if let Err(error) = stopped.await {
             tracing::error!(%error, "the sensor did not stop cleanly");
+        }
+        while let Some(pending) = self.state.sourced.pop() {
+            self.place(pending);
         }
         while let Some(done) = self.state.in_flight.join_next_with_id().await {
             self.done(done);
         }
     }
 
-    fn exec(&mut self, exec: Exec) {
-        self.state.counts.received += 1;
-        self.place(Instant::now(), exec);
-        let effects = self.inventory.take_effects();
-        self.carry_out(effects);
-        self.begin_listing();
-    }
-
-    fn place(&mut self, since: Instant, exec: Exec) {
-        match self.inventory.place(
-            &exec.cgroup,
-            exec.process.mount_namespace,
-            exec.time_boot_ns,
-        ) {
-            Place::Container { container, .. } if container.identity != Identity::Pending => {
-                self.read(exec, container);
-            }
-            // It may have left its container's cgroup and mount namespace.
-            Place::Host
-                if let Some(container) = self.state.processes.container_of(&exec.process) =>
-            {
-                self.read(exec, container);
-            }
-            Place::Host => {
-                self.state.counts.host += 1;
-                if exec.process.mount_namespace == self.host_mount_namespace {
-                    self.tell_kernel(exec.cgroup.id);
-                }
-            }
-            Place::Unknown if self.is_before_coverage(&exec) => {
-                self.state.counts.before_coverage += 1;
-            }
-            Place::Unknown | Place::Container { .. } => {
-                if self.state.waiting.len() >= WAITING_MAX {
-                    self.state.waiting.pop_front();
-                    self.state.counts.expired_unknown += 1;
-                }
-                self.state.waiting.push_back((since, exec));
-            }
-        }
-    }
-
-    /// Whether a listing that could have told whose an exec is has told nothing.
-    fn is_before_coverage(&self, exec: &Exec) -> bool {
-        let told_since_ns = self.inventory.told_since_boot_ns();
-        self.state.listed && told_since_ns != u64::MAX && exec.time_boot_ns < told_since_ns
-    }
-
-    fn tell_kernel(&mut self, cgroup: u64) {
-        let Some(sensor) = &mut self.sensor else {
-            return;
-        };
-        if let Err(error) = sensor.set_cgroup(cgroup, CgroupState::Host) {
-            tracing::warn!(%error, cgroup, "cannot tell the kernel side that a cgroup is the host's; its events go on being sent");
-        }
-    }
-
-    /// Starts reading what the verdict on an exec depends on.
-    fn read(&mut self, mut exec: Exec, container: Arc<Container>) {
-        let (origin, ancestors) =
-            self.state
-                .processes
-                .observe(&exec, &container, self.host_mount_namespace);
-        let image = container.identity.contents_of().cloned();
-        let request = Request {
-            facts: exec.file.facts,
-            held: std::mem::take(&mut exec.held),
-            program: exec.program.take(),
-            root_device: container.task.as_ref().and_then(|task| task.root_device),
-            layers: image.as_ref().map(|image| Layers {
-                chain_id: image.chain_id,
-                created_unix_ns: container.created_unix_ns,
-            }),
-        };
-        let (bytes, images) = (Arc::clone(&self.bytes), Arc::clone(&self.images));
-        let handle = self.state.in_flight.spawn(async move {
-            let contents = async {
-                match &image {
-                    Some(image) => {
-                        Some(contents(&images, &container.runtime_namespace, image).await)
-                    }
-                    None => None,
-                }
-            };
-            let (files, contents) = tokio::join!(bytes.read(request), contents);
-            Done::Exec(Box::new(ReadExec {
-                exec,
-                container,
-                origin,
-                ancestors,
-                files,
-                contents,
-            }))
-        });
-        self.state.execs_in_flight.insert(handle.id());
-    }
-
-    fn done(&mut self, done: Result<(Id, Done), JoinError>) {
-        let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-        let was_exec = self.state.execs_in_flight.remove(&id);
-        match done {
-            Ok((_, Done::Exec(read))) => self.judge(*read),
-            Ok((_, Done::Contents { result: Ok(_), .. })) => {}
-            Ok((
-                _,
-                Done::Contents {
-                    container,
-                    result: Err(error),
-                },
-            )) => {
-                self.tell_unavailable(&container, &error);
-            }
-            // Only a defect of this program ends a task early.
-            Err(error) => {
-                self.state.counts.failed += u64::from(was_exec);
-                tracing::error!(%error, "a defect of monitord: what an exec executed could not be read");
-            }
-        }
-    }
-
-    fn judge(&mut self, read: ReadExec) {
-        let reason = match &read.contents {
-            Some(Err(error)) => error.to_string(),
-            _ => String::new(),
-        };
-        let facts = ExecFacts {
-            exec: &read.exec,
-            container: &read.container,
-            host_mount_namespace: self.host_mount_namespace,
-            runtime: &self.runtime,
-            expected: match &read.contents {
-                Some(Ok(contents)) => Expected::Verified(contents),
-                Some(Err(_)) => Expected::Unavailable(&reason),
-                None => Expected::NoImage,
-            },
-            bytes: &read.files.program,
-            origin: read.origin,
-            ancestors: read.ancestors,
-            hook: HOOK_SET,
-        };
-        let program = judge(&facts);
-        let mut participants: Vec<Judgement> = read
-            .files
-            .participants
-            .iter()
-            .map(|participant| participant::judge(&facts, participant))
-            .collect();
-        let is_script = |participant: &Participant| participant.role == Role::Script;
-        if read.exec.script.is_some() && !read.files.participants.iter().any(is_script) {
-            participants.push(participant::judge_unheld_script(&facts));
-        }
-        let counts = &mut self.state.counts;
-        counts.judged += 1;
-        match &program {
-            Judgement::Good(FileVerdict::MetadataChanged) => counts.metadata_changed += 1,
-            Judgement::Good(_) => counts.image += 1,
-            Judgement::Runtime => counts.runtime += 1,
-            Judgement::Unverifiable => counts.unverifiable += 1,
-            Judgement::Finding(_) => {}
-        }
-        for judgement in participants.into_iter().chain([program]) {
-            if let Judgement::Finding(finding) = judgement {
-                self.raise(&finding);
-            }
-        }
-    }
-
-    fn raise(&mut self, finding: &Finding) {
+    pub(super) fn raise(&mut self, finding: &Finding) {
         let findings = &mut self.state.findings;
         *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
         self.log.append(build(
@@ -313,8 +142,8 @@ impl Owner {
         let retry = !effects.is_empty() || !self.state.waiting.is_empty();
         self.carry_out(effects);
         if retry {
-            for (since, exec) in std::mem::take(&mut self.state.waiting) {
-                self.place(since, exec);
+            for pending in std::mem::take(&mut self.state.waiting) {
+                self.place(pending);
             }
         }
         self.begin_listing();
@@ -335,13 +164,13 @@ impl Owner {
         }
     }
 
-    fn begin_listing(&mut self) {
+    pub(super) fn begin_listing(&mut self) {
         if let Some(id) = self.inventory.begin_listing() {
             self.listings.send_replace(Some(id));
         }
     }
 
-    fn carry_out(&mut self, effects: Vec<Effect>) {
+    pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
                 Effect::ContainerAdded(container) => {
@@ -357,6 +186,7 @@ impl Owner {
     }
 
     fn forget(&mut self, cgroup: u64) {
+        self.state.told_cgroups.pop(&cgroup);
         if let Some(sensor) = &mut self.sensor
             && let Err(error) = sensor.forget_cgroup(cgroup)
         {
@@ -407,7 +237,7 @@ impl Owner {
         }
     }
 
-    fn tell_unavailable(&mut self, container: &Arc<Container>, error: &ContentsError) {
+    pub(super) fn tell_unavailable(&mut self, container: &Arc<Container>, error: &ContentsError) {
         if self.state.told.put(creation(container), ()).is_none() {
             let now = clock::boot_ns();
             self.raise(&container_rules::contents_unavailable(
@@ -428,7 +258,7 @@ impl Owner {
             .state
             .waiting
             .front()
-            .is_some_and(|(since, _)| since.elapsed() > WAITING_TIME_MAX)
+            .is_some_and(|pending| pending.since.elapsed() > WAITING_TIME_MAX)
         {
             self.state.waiting.pop_front();
             self.state.counts.expired_unknown += 1;
@@ -461,8 +291,14 @@ impl Owner {
             counts: self.state.counts,
             waiting: between
                 + self.state.waiting.len() as u64
-                + self.state.execs_in_flight.len() as u64,
+                + self.state.sourced.len() as u64
+                + self.state.uses_in_flight.len() as u64,
             account,
+            choices: self
+                .sensor
+                .as_ref()
+                .map(|sensor| sensor.choices().to_vec())
+                .unwrap_or_default(),
             connection: self.state.connection,
         };
         // A caller that went away needs no answer.
@@ -470,8 +306,16 @@ impl Owner {
     }
 }
 
+/// Waits until then; for ever if there is no such time.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The contents of an image; asks again while containerd does not answer.
-async fn contents(
+pub(super) async fn contents(
     images: &ImageStore,
     namespace: &str,
     image: &crate::containers::ImageId,

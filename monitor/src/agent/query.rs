@@ -5,7 +5,10 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::state::EventCounts;
-use crate::{containers::Container, sensor::account::Account};
+use crate::{
+    containers::Container,
+    sensor::{account::Account, hooks::Choice},
+};
 
 /// Asks for a [`Snapshot`].
 pub(super) struct Query(pub(super) oneshot::Sender<Snapshot>);
@@ -18,6 +21,7 @@ pub(super) struct Snapshot {
     /// Execs received and not judged yet.
     pub(super) waiting: u64,
     pub(super) account: Account,
+    pub(super) choices: Vec<Choice>,
     pub(super) connection: Connection,
 }
 

@@ -5,7 +5,7 @@ use std::{fs::File, io, os::unix::fs::MetadataExt, path::Path};
 
 use sha2::Digest as _;
 
-use crate::{detect::exec::RuntimeFiles, digest::Sha256};
+use crate::{detect::file::RuntimeFiles, digest::Sha256};
 
 /// Where distributions and node images install programs, on the host.
 const DIRECTORIES: [&str; 7] = [

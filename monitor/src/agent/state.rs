@@ -3,27 +3,38 @@
 use std::{
     collections::{HashSet, VecDeque},
     num::NonZeroUsize,
+    os::fd::OwnedFd,
     sync::Arc,
     time::Instant,
 };
 
 use lru::LruCache;
+use monitor_common::CgroupFacts;
 use tokio::task::{Id, JoinSet};
 
-use super::{bytes::Read, query::Connection};
+use super::{bytes::Read, query::Connection, sourced::Sourced};
 use crate::{
     containers::{
         Container,
         inventory::Key,
-        processes::{Origin, Processes},
+        processes::{Known, Processes},
     },
+    detect::{Kind, role::Role, script::Use},
+    digest::Sha256,
     image::{contents::Contents, error::ContentsError},
-    sensor::event::Exec,
+    sensor::event::{Code, Exec, FileUse, Open, ProcessId},
 };
 
 /// Containers of which it is remembered what was said as a whole and how many findings they had; of
 /// more, the one that had none for longest.
 const CONTAINERS_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+/// Cgroups of containers that the kernel side was told of, as many as it can remember.
+const CGROUPS_MAX: NonZeroUsize =
+    NonZeroUsize::new(monitor_common::CGROUPS_MAX as usize).expect("not zero");
+/// Findings remembered so as not to raise them again; the one that came up again longest ago is
+/// forgotten.
+const RAISED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
 /// What became of the events that were received: `received = judged + host + expired_unknown +
 /// before_coverage + failed`, and what waits or is in flight.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +53,14 @@ pub(super) struct EventCounts {
     pub(super) metadata_changed: u64,
     /// Of the judged, not comparable, which was said of the container as a whole.
     pub(super) unverifiable: u64,
+    /// Of the judged, memory that a compiler made executable at run time.
+    pub(super) jit: u64,
+    /// Of the judged, bytecode that an interpreter keeps of a source of the image.
+    pub(super) caches: u64,
+    /// Of the judged, files that interpreters read as data.
+    pub(super) data: u64,
+    /// Of the judged, those that only tell about others: forks, exits, redirections.
+    pub(super) noted: u64,
     /// Given up because it never became known whose they were.
     pub(super) expired_unknown: u64,
     /// Given up because they were seen before containerd told of its containers.
@@ -53,12 +72,19 @@ pub(super) struct EventCounts {
 /// What the owner gathers while it runs.
 pub(super) struct State {
     pub(super) processes: Processes,
-    pub(super) waiting: VecDeque<(Instant, Exec)>,
+    /// Uses of which it is not known yet whose they are.
+    pub(super) waiting: VecDeque<Pending>,
+    /// Files read by shells, of which it is not known yet what for.
+    pub(super) sourced: Sourced,
     pub(super) in_flight: JoinSet<Done>,
+    /// What the kernel side was told of containers' cgroups.
+    pub(super) told_cgroups: LruCache<u64, CgroupFacts>,
+    /// What was raised of each process beside its execs.
+    pub(super) raised: LruCache<Raised, ()>,
     /// Containers of which it was said as a whole that they cannot be compared.
     pub(super) told: LruCache<Creation, ()>,
     pub(super) findings: LruCache<Creation, u64>,
-    pub(super) execs_in_flight: HashSet<Id>,
+    pub(super) uses_in_flight: HashSet<Id>,
     pub(super) counts: EventCounts,
     pub(super) connection: Connection,
     pub(super) listed: bool,
@@ -69,10 +95,13 @@ impl Default for State {
         Self {
             processes: Processes::default(),
             waiting: VecDeque::new(),
+            sourced: Sourced::default(),
+            told_cgroups: LruCache::new(CGROUPS_MAX),
+            raised: LruCache::new(RAISED_MAX),
             in_flight: JoinSet::new(),
             told: LruCache::new(CONTAINERS_MAX),
             findings: LruCache::new(CONTAINERS_MAX),
-            execs_in_flight: HashSet::new(),
+            uses_in_flight: HashSet::new(),
             counts: EventCounts::default(),
             connection: Connection::default(),
             listed: false,
@@ -87,21 +116,73 @@ pub(super) fn creation(container: &Container) -> Creation {
     (Key::of(container), container.created_unix_ns)
 }
 
+/// A finding of a process, told from others of its kind: a library of several segments is mapped
+/// several times, and an ELF interpreter is seen as a part of the exec and as a mapping.
+pub(super) type Raised = (ProcessId, Kind, Vec<u8>, Option<Sha256>);
+
 /// What a task brings back.
 pub(super) enum Done {
-    Exec(Box<ReadExec>),
+    Use(Box<ReadUse>),
+    /// A file that waits in [`Sourced`], by its number there.
+    Held(u64, Option<OwnedFd>),
     Contents {
         container: Arc<Container>,
         result: Result<Arc<Contents>, ContentsError>,
     },
 }
 
-/// An exec with all that its verdict depends on.
-pub(super) struct ReadExec {
-    pub(super) exec: Exec,
+/// A use of a file that is to be judged, and what was known of its process then.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) since: Instant,
+    pub(super) what: What,
+    pub(super) known: Known,
+    /// The container whose cgroup the process is in, if it lives in another.
+    pub(super) visitor_of: Option<Arc<Container>>,
+}
+
+/// How a file was used.
+#[derive(Debug)]
+pub(super) enum What {
+    Exec(Box<Exec>),
+    Code(Box<Code>),
+    Open(Box<Open>, Use),
+}
+
+impl What {
+    pub(super) fn used(&self) -> &FileUse {
+        match self {
+            Self::Exec(exec) => &exec.used,
+            Self::Code(code) => &code.used,
+            Self::Open(open, _) => &open.used,
+        }
+    }
+
+    /// Of memory without a file, the files that its process has mapped executable.
+    pub(super) fn libraries(&self) -> &[Vec<u8>] {
+        match self {
+            Self::Code(code) => &code.libraries,
+            Self::Exec(_) | Self::Open(..) => &[],
+        }
+    }
+
+    pub(super) fn role(&self) -> Role {
+        match self {
+            Self::Exec(_) => Role::Program,
+            Self::Code(code) if code.is_anonymous => Role::Anonymous,
+            Self::Code(code) => Role::Code {
+                written: code.written,
+            },
+            Self::Open(_, Use::Sourced { .. }) => Role::Sourced,
+            Self::Open(_, Use::Script | Use::Data) => Role::Script,
+        }
+    }
+}
+
+/// A use with all that its verdict depends on.
+pub(super) struct ReadUse {
+    pub(super) pending: Pending,
     pub(super) container: Arc<Container>,
-    pub(super) origin: Origin,
-    pub(super) ancestors: Vec<Vec<u8>>,
     pub(super) files: Read,
     pub(super) contents: Option<Result<Arc<Contents>, ContentsError>>,
 }

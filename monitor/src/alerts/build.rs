@@ -188,7 +188,9 @@ fn attack(kind: Kind) -> &'static [&'static str] {
         // Deploy Container.
         Kind::ScriptAdded => &["T1059", "T1105"],
         Kind::ScriptModified => &["T1059", "T1554"],
-        Kind::CodeAdded | Kind::CodeModified => &["T1574"],
+        Kind::ScriptVolume => &["T1059"],
+        Kind::CodeAdded | Kind::CodeModified | Kind::CodeVolume => &["T1574"],
+        Kind::CodeMemory => &["T1620"],
         Kind::ImageUnknown => &["T1610"],
         // That bytes could not be compared is nobody's technique.
         Kind::ContentUnverifiable => &[],

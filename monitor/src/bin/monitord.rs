@@ -1,9 +1,13 @@
 //! `monitord`, the daemon on each node.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::{Args, Parser, Subcommand};
-use monitor::{agent, config::Config};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use monitor::{agent, config::Config, doctor};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 /// Checks that what containers do follows from the image they came from.
@@ -18,6 +22,9 @@ struct Command {
 enum Action {
     /// Watch the containers of this node until SIGTERM.
     Run(Run),
+    /// Say what this node lets monitord see and what not, each with its reason; status 1 if it
+    /// cannot watch.
+    Doctor(Doctor),
     /// Read a configuration file and say whether it would be taken.
     CheckConfig {
         /// The file, TOML.
@@ -49,12 +56,53 @@ struct Run {
     node: Option<String>,
 }
 
+#[derive(Args)]
+#[command(
+    after_help = "The hooks are attached for a moment and detached again; nothing is sent or kept."
+)]
+struct Doctor {
+    /// Configuration file, TOML.
+    #[arg(long, env = "MONITORD_CONFIG")]
+    config: Option<PathBuf>,
+    /// Path of containerd's socket.
+    #[arg(long, value_name = "ADDRESS")]
+    containerd: Option<PathBuf>,
+    /// How to print: a table, or JSON with one object per line.
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    output: Form,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Table,
+    Json,
+}
+
+impl Doctor {
+    /// Prints the report; false if this node cannot be watched.
+    fn run(self) -> anyhow::Result<bool> {
+        let mut config = read_config(self.config.as_deref())?;
+        config.containerd = self.containerd.unwrap_or(config.containerd);
+        let report = doctor::examine(&config)?;
+        let mut stdout = std::io::stdout();
+        match self.output {
+            Form::Json => report.print_json(&mut stdout)?,
+            Form::Table => {
+                let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+                report.print(&mut stdout, colour)?;
+            }
+        }
+        Ok(report.can_watch())
+    }
+}
+
+fn read_config(file: Option<&Path>) -> anyhow::Result<Config> {
+    Ok(file.map_or_else(|| Ok(Config::default()), Config::read)?)
+}
+
 impl Run {
     fn config(self) -> anyhow::Result<Config> {
-        let mut config = self
-            .config
-            .as_deref()
-            .map_or_else(|| Ok(Config::default()), Config::read)?;
+        let mut config = read_config(self.config.as_deref())?;
         if let Some(containerd) = self.containerd {
             config.containerd = containerd;
         }
@@ -76,14 +124,17 @@ fn main() -> ExitCode {
     let done = match command.action {
         Action::Run(run) => {
             log_to_stderr();
-            run.config().and_then(agent::run)
+            run.config().and_then(agent::run).map(|()| true)
         }
+        Action::Doctor(doctor) => doctor.run(),
         Action::CheckConfig { file } => Config::read(&file)
             .map_err(Into::into)
-            .map(|config| println!("{config:#?}")),
+            .map(|config| println!("{config:#?}"))
+            .map(|()| true),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             // Whoever collects the log gets the reason in its form.
             if is_run && !std::io::stderr().is_terminal() {

@@ -1,20 +1,33 @@
-//! The processes of containers as far as execs tell of them: who put a process in, and what its
-//! ancestors execute.
+//! The processes of containers: what each executes, who put it in, and what its ancestors execute.
+//!
+//! Events are taken note of when they come, before it is known whose they are, so that what is said
+//! of a process is what it was then.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use lru::LruCache;
+use monitor_common::file::{FILE_OVERLAY, FILE_UPPER};
 
 use crate::{
     containers::Container,
-    sensor::event::{Exec, Process},
+    sensor::event::{Exec, Exit, Fork, Process, ProcessId},
 };
 
 /// Processes remembered; the one that was not asked for longest is forgotten, and what descends
 /// from it has origin `unknown`.
 const PROCESSES_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+/// Ended processes remembered, as ancestors; likewise.
+const ENDED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 /// Ancestors told of one process.
 const ANCESTORS_MAX: usize = 16;
+/// `/proc` tells start times in this unit, so those of processes that ran already are cut to it.
+const TICK_NS: u64 = 10_000_000;
 
 /// How a process came into its container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,164 +40,257 @@ pub enum Origin {
     Unknown,
 }
 
-/// What is remembered of a process.
-#[derive(Clone, Debug)]
-struct Entry {
-    process: Process,
-    executable: Vec<u8>,
-    origin: Origin,
-    container: Arc<Container>,
+/// What a process executes. Its children share it until they execute something themselves.
+#[derive(Debug)]
+pub struct Program {
+    /// The executed file, as the process saw it.
+    pub executable: Vec<u8>,
+    /// Arguments.
+    pub arguments: Vec<Vec<u8>>,
+    /// Arguments were cut.
+    pub arguments_truncated: bool,
+    /// The script that it was executed for.
+    pub script: Option<Vec<u8>>,
+    /// Inode number of the mount namespace it was executed in.
+    pub mount_namespace: u32,
+    is_of_image: AtomicBool,
 }
 
-/// The processes that executed something, by pid.
+impl Program {
+    fn of(exec: &Exec) -> Self {
+        let (process, file) = (&exec.used.process, &exec.used.file);
+        let lower = file.facts.flags & (FILE_OVERLAY | FILE_UPPER) == FILE_OVERLAY;
+        Self {
+            executable: file.path.clone(),
+            arguments: exec.arguments.clone(),
+            arguments_truncated: exec.arguments_truncated,
+            script: exec.script.clone(),
+            mount_namespace: process.mount_namespace,
+            is_of_image: AtomicBool::new(lower && file.facts.device == process.root_device),
+        }
+    }
+
+    /// The name of its file.
+    pub fn name(&self) -> &[u8] {
+        let path = &self.executable;
+        path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
+    }
+
+    /// Whether its file is the image's, as far as that is known by now.
+    pub fn is_of_image(&self) -> bool {
+        self.is_of_image.load(Ordering::Relaxed)
+    }
+
+    /// Its file was found to be the image's, or not.
+    pub fn judged(&self, is_of_image: bool) {
+        self.is_of_image.store(is_of_image, Ordering::Relaxed);
+    }
+}
+
+/// What was known of a process when it did something.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// What it executed, if that was seen.
+    pub program: Option<Arc<Program>>,
+    /// Executables of its ancestors, nearest first.
+    pub ancestors: Vec<Vec<u8>>,
+    entered: Option<ProcessId>,
+}
+
+impl Known {
+    /// How a process of `container` came into it.
+    pub fn origin(&self, process: &Process, container: &Container) -> Origin {
+        let init = container.task.as_ref().map(|task| task.pid);
+        match self.entered {
+            _ if init == Some(process.pid) => Origin::Init,
+            Some(entered) if init == Some(entered.pid) => Origin::Init,
+            Some(_) => Origin::Exec,
+            None => Origin::Unknown,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    id: ProcessId,
+    parent: Option<ProcessId>,
+    program: Option<Arc<Program>>,
+    /// The first of its line that came from outside.
+    entered: Option<ProcessId>,
+    container: Option<Arc<Container>>,
+}
+
+/// The processes of containers, by pid.
 #[derive(Debug)]
 pub struct Processes {
-    by_pid: LruCache<u32, Entry>,
+    running: LruCache<u32, Entry>,
+    ended: LruCache<ProcessId, Entry>,
 }
 
 impl Default for Processes {
     fn default() -> Self {
         Self {
-            by_pid: LruCache::new(PROCESSES_MAX),
+            running: LruCache::new(PROCESSES_MAX),
+            ended: LruCache::new(ENDED_MAX),
         }
     }
 }
 
 impl Processes {
-    /// Takes note of an exec; gives the process's origin and the executables of its ancestors,
-    /// nearest first.
-    pub fn observe(
-        &mut self,
-        exec: &Exec,
-        container: &Arc<Container>,
-        host_mount_namespace: u32,
-    ) -> (Origin, Vec<Vec<u8>>) {
-        let process = &exec.process;
-        let before = self.same(process).map(|entry| entry.origin);
-        let parent = self.by_pid.get(&process.parent_pid).filter(|parent| {
-            // A reused pid is younger than what it is said to have started.
-            parent.process.start_boot_ns <= process.start_boot_ns
-        });
-        let is_init = container
-            .task
-            .as_ref()
-            .is_some_and(|task| task.pid == process.pid);
-        let origin = if is_init {
-            Origin::Init
-        } else if let Some(origin) = before.or_else(|| parent.map(|parent| parent.origin)) {
-            origin
-        } else if process.parent_mount_namespace == host_mount_namespace {
-            Origin::Exec
-        } else {
-            Origin::Unknown
-        };
-        let ancestors = self.ancestors(process);
-        self.by_pid.put(
-            process.pid,
-            Entry {
-                process: process.clone(),
-                executable: exec.file.path.clone(),
-                origin,
-                container: Arc::clone(container),
-            },
-        );
-        (origin, ancestors)
+    /// Takes note of an exec, and says what is then known of the process.
+    pub fn executed(&mut self, exec: &Exec, host_mount_namespace: u32) -> Known {
+        let process = &exec.used.process;
+        let mut entry = self.entry_of(process, host_mount_namespace);
+        entry.program = Some(Arc::new(Program::of(exec)));
+        let known = self.known(&entry);
+        self.put(entry);
+        known
     }
 
-    /// The container in which a process or its parent executed something before.
+    /// What is known of a process that does something else.
+    pub fn acted(&mut self, process: &Process, host_mount_namespace: u32) -> Known {
+        let entry = self.entry_of(process, host_mount_namespace);
+        self.known(&entry)
+    }
+
+    /// Takes note of a child, which executes what its parent does.
+    pub fn forked(&mut self, fork: Fork) {
+        let Some(parent) = self.running(fork.parent) else {
+            return;
+        };
+        let entry = Entry {
+            id: fork.child,
+            parent: Some(parent.id),
+            ..parent.clone()
+        };
+        self.put(entry);
+    }
+
+    /// Takes note of an end.
+    pub fn exited(&mut self, exit: Exit) {
+        if self.running(exit.process).is_some()
+            && let Some(entry) = self.running.pop(&exit.process.pid)
+        {
+            self.ended.put(entry.id, entry);
+        }
+    }
+
+    /// Takes note of whose a process is.
+    pub fn placed(&mut self, process: &Process, container: &Arc<Container>) {
+        if let Some(entry) = self.running.get_mut(&process.pid)
+            && is_same(entry.id, process.id())
+        {
+            entry.container = Some(Arc::clone(container));
+        }
+    }
+
+    /// Makes room: the process is the host's.
+    pub fn forget(&mut self, process: &Process) {
+        if self.running(process.id()).is_some() {
+            self.running.pop(&process.pid);
+        }
+    }
+
+    /// The container in which a process or one of its ancestors executed something before.
     pub fn container_of(&self, process: &Process) -> Option<Arc<Container>> {
-        let parent = || {
-            self.by_pid
-                .peek(&process.parent_pid)
-                .filter(|parent| parent.process.start_boot_ns <= process.start_boot_ns)
-        };
-        let entry = self.same(process).or_else(parent)?;
-        Some(Arc::clone(&entry.container))
+        let mut entry = self
+            .running(process.id())
+            .or_else(|| self.parent_by_pid(process));
+        for _ in 0..ANCESTORS_MAX {
+            if let Some(container) = &entry?.container {
+                return Some(Arc::clone(container));
+            }
+            entry = entry?.parent.and_then(|parent| self.find(parent));
+        }
+        None
     }
 
-    fn same(&self, process: &Process) -> Option<&Entry> {
-        self.by_pid
-            .peek(&process.pid)
-            .filter(|entry| entry.process.start_boot_ns == process.start_boot_ns)
+    /// The entry of a process as far as it is known, by itself or by its parent.
+    fn entry_of(&mut self, process: &Process, host_mount_namespace: u32) -> Entry {
+        let id = process.id();
+        if self.running(id).is_some()
+            && let Some(entry) = self.running.get(&process.pid)
+        {
+            return entry.clone();
+        }
+        let parent = self.parent_by_pid(process);
+        let from_outside = process.parent_mount_namespace == host_mount_namespace;
+        Entry {
+            id,
+            parent: parent.map(|parent| parent.id),
+            program: parent.and_then(|parent| parent.program.clone()),
+            entered: parent
+                .and_then(|parent| parent.entered)
+                .or_else(|| from_outside.then_some(id)),
+            container: None,
+        }
     }
 
-    fn ancestors(&self, process: &Process) -> Vec<Vec<u8>> {
+    fn put(&mut self, entry: Entry) {
+        let id = entry.id;
+        if let Some(before) = self.running.put(id.pid, entry)
+            && before.id != id
+        {
+            // Its end was not seen.
+            self.ended.put(before.id, before);
+        }
+    }
+
+    fn known(&self, entry: &Entry) -> Known {
         let mut ancestors = Vec::new();
-        let mut child = process;
-        while ancestors.len() < ANCESTORS_MAX {
-            let Some(parent) = self.by_pid.peek(&child.parent_pid) else {
+        let mut next = entry.parent;
+        for _ in 0..ANCESTORS_MAX {
+            let Some(parent) = next.and_then(|parent| self.find(parent)) else {
                 break;
             };
-            if parent.process.start_boot_ns > child.start_boot_ns || parent.process.pid == child.pid
-            {
-                break;
-            }
-            ancestors.push(parent.executable.clone());
-            child = &parent.process;
+            let program = parent.program.as_ref();
+            ancestors.extend(program.map(|program| program.executable.clone()));
+            next = parent.parent;
         }
-        ancestors
+        Known {
+            program: entry.program.clone(),
+            ancestors,
+            entered: entry.entered,
+        }
     }
+
+    fn running(&self, id: ProcessId) -> Option<&Entry> {
+        self.running
+            .peek(&id.pid)
+            .filter(|entry| is_same(entry.id, id))
+    }
+
+    fn find(&self, id: ProcessId) -> Option<&Entry> {
+        self.running(id).or_else(|| self.ended.peek(&id))
+    }
+
+    fn parent_by_pid(&self, process: &Process) -> Option<&Entry> {
+        self.running.peek(&process.parent_pid).filter(|parent| {
+            // A reused pid is younger than what it is said to have started.
+            parent.id.pid != process.pid && can_precede(parent.id, process.id())
+        })
+    }
+}
+
+/// A time that `/proc` told; of those that hooks tell one in ten million looks so.
+fn is_cut(start_boot_ns: u64) -> bool {
+    start_boot_ns.is_multiple_of(TICK_NS)
+}
+
+fn is_same(one: ProcessId, other: ProcessId) -> bool {
+    let (one, other, is_same_pid) = (one.start_boot_ns, other.start_boot_ns, one.pid == other.pid);
+    let is_same_tick = (is_cut(one) || is_cut(other)) && one / TICK_NS == other / TICK_NS;
+    is_same_pid && (one == other || is_same_tick)
+}
+
+fn can_precede(parent: ProcessId, child: ProcessId) -> bool {
+    let child_ns = if is_cut(child.start_boot_ns) {
+        child.start_boot_ns + TICK_NS
+    } else {
+        child.start_boot_ns
+    };
+    parent.start_boot_ns <= child_ns
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::detect::exec::tests as sample;
-
-    const HOST: u32 = 1;
-    const OWN: u32 = 2;
-
-    fn container(pid: u32) -> Arc<Container> {
-        let mut container = sample::container();
-        if let Some(task) = &mut Arc::make_mut(&mut container).task {
-            task.pid = pid;
-        }
-        container
-    }
-
-    fn exec(pid: u32, start: u64, parent: u32, parent_namespace: u32, path: &str) -> Exec {
-        sample::exec(path, |exec| {
-            exec.process.pid = pid;
-            exec.process.start_boot_ns = start;
-            exec.process.parent_pid = parent;
-            exec.process.parent_mount_namespace = parent_namespace;
-        })
-    }
-
-    #[test]
-    fn origin_and_ancestors_follow_the_tree() {
-        let mut processes = Processes::default();
-        let container = container(10);
-        let mut check = |exec: Exec, origin: Origin, ancestors: &[&str]| {
-            let expect: Vec<Vec<u8>> = ancestors
-                .iter()
-                .map(|path| path.as_bytes().to_vec())
-                .collect();
-            assert_eq!(
-                processes.observe(&exec, &container, HOST),
-                (origin, expect),
-                "{exec:?}"
-            );
-        };
-        check(exec(10, 100, 5, HOST, "/init"), Origin::Init, &[]);
-        check(exec(11, 110, 10, OWN, "/sh"), Origin::Init, &["/init"]);
-        check(
-            exec(12, 120, 11, OWN, "/ls"),
-            Origin::Init,
-            &["/sh", "/init"],
-        );
-        // Executes again: still itself.
-        check(
-            exec(12, 120, 11, OWN, "/cat"),
-            Origin::Init,
-            &["/sh", "/init"],
-        );
-        check(exec(20, 130, 6, HOST, "/bin/sh"), Origin::Exec, &[]);
-        check(exec(21, 140, 20, OWN, "/x"), Origin::Exec, &["/bin/sh"]);
-        // A subshell that executed nothing itself stands between.
-        check(exec(30, 150, 29, OWN, "/y"), Origin::Unknown, &[]);
-        // A pid that is younger than its supposed child is another process.
-        check(exec(12, 500, 10, OWN, "/new"), Origin::Init, &["/init"]);
-        check(exec(40, 400, 12, OWN, "/z"), Origin::Unknown, &[]);
-    }
-}
+pub(crate) mod tests;

@@ -44,6 +44,21 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
                 events.before_coverage
             ),
         ));
+        facts.push((
+            "judged",
+            format!(
+                "{} of the image, {} with changed metadata, {} the runtime's, {} the host's, {} compiled at run time, {} bytecode caches, {} data, {} not comparable, {} only noted",
+                events.image,
+                events.metadata_changed,
+                events.runtime,
+                events.host,
+                events.jit,
+                events.caches,
+                events.data,
+                events.unverifiable,
+                events.noted
+            ),
+        ));
     }
     if let Some(held) = &status.held {
         facts.push((

@@ -1,8 +1,12 @@
 //! Facts to findings: every rule, and no I/O.
 
 pub mod container;
-pub mod exec;
+mod draft;
+pub mod file;
+pub mod jit;
 pub mod participant;
+pub mod role;
+pub mod script;
 
 use std::sync::Arc;
 
@@ -27,10 +31,16 @@ pub enum Kind {
     ScriptAdded,
     /// A script has a path in the image but other bytes.
     ScriptModified,
+    /// A script lies on another mount than the root filesystem.
+    ScriptVolume,
     /// A file that was mapped executable has no path in the image.
     CodeAdded,
     /// A file that was mapped executable has a path in the image but other bytes.
     CodeModified,
+    /// A file without a name, or memory that was written, was mapped executable.
+    CodeMemory,
+    /// A file that was mapped executable lies on another mount than the root filesystem.
+    CodeVolume,
     /// No image accounts for the container.
     ImageUnknown,
     /// Bytes could not be compared.
@@ -47,8 +57,11 @@ impl Kind {
             Self::ExecVolume => "exec_volume",
             Self::ScriptAdded => "script_added",
             Self::ScriptModified => "script_modified",
+            Self::ScriptVolume => "script_volume",
             Self::CodeAdded => "code_added",
             Self::CodeModified => "code_modified",
+            Self::CodeMemory => "code_memory",
+            Self::CodeVolume => "code_volume",
             Self::ImageUnknown => "image_unknown",
             Self::ContentUnverifiable => "content_unverifiable",
         }

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-use monitor_common::HookCounters;
+use monitor_common::{HOOKS, Hook, HookCounters};
 
 /// [`HookCounters`] as a map value.
 #[derive(Clone, Copy)]
@@ -16,7 +16,7 @@ pub(super) struct KernelCounters(pub(super) HookCounters);
 unsafe impl aya::Pod for KernelCounters {}
 
 /// One hook over all CPUs:
-/// `seen = unwatched + submitted + ring_full + unreadable`.
+/// `seen = unwatched + remembered + submitted + ring_full + unreadable`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HookAccount {
     /// See [`HookCounters`].
@@ -30,6 +30,7 @@ impl HookAccount {
         let own = &mut self.counters;
         own.seen += other.seen;
         own.unwatched += other.unwatched;
+        own.remembered += other.remembered;
         own.submitted += other.submitted;
         own.ring_full += other.ring_full;
         own.unreadable += other.unreadable;
@@ -51,16 +52,23 @@ pub struct HeldCounters {
 /// What became of everything the sensor saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// The exec hook.
-    pub exec: HookAccount,
+    /// Each kind of hook, by [`Hook`].
+    pub hooks: [HookAccount; HOOKS as usize],
     /// Records read from the ring: `submitted = received + still in the ring`.
     pub received: u64,
-    /// Processes told at the start that ran already.
+    /// Programs and libraries told at the start of processes that ran already.
     pub running: u64,
     /// Of the records, those that were not readable as such.
     pub undecodable: u64,
     /// Held files.
     pub held: HeldCounters,
+}
+
+impl Account {
+    /// One kind of hook.
+    pub fn hook(&self, hook: Hook) -> HookAccount {
+        self.hooks.get(hook as usize).copied().unwrap_or_default()
+    }
 }
 
 /// `recursion_misses` of a loaded program, by the kernel's fdinfo (`bpf_prog_show_fdinfo`).

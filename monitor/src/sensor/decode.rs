@@ -1,15 +1,23 @@
-//! Bytes of the ring become a checked [`Exec`]: pure, and safe for any bytes.
+//! Bytes of the ring become a checked [`Event`]: pure, and safe for any bytes.
 
 use monitor_common::{
     LAYOUT_VERSION, RecordHeader, RecordKind,
-    exec::{
-        EXEC_ARGUMENTS_TRUNCATED, EXEC_ARGUMENTS_UNREADABLE, EXEC_CGROUP_TRUNCATED, ExecRecord,
-    },
+    code::{CODE_ANONYMOUS, CODE_WRITTEN, CodeRecord},
+    exec::{EXEC_ARGUMENTS_TRUNCATED, EXEC_ARGUMENTS_UNREADABLE, ExecRecord},
+    file::FileFacts,
+    open::{NO_DESCRIPTOR, OPEN_STANDARD_INPUT, OpenRecord, Sign, SourceRecord},
     path::{PATH_TRUNCATED, PATH_UNLINKED, PathLengths},
+    process::{ExitRecord, ForkRecord},
+    task::{TASK_CGROUP_TRUNCATED, TaskFacts},
 };
 use zerocopy::FromBytes;
 
-use super::event::{Cgroup, Exec, File, Process};
+use super::{
+    event::{
+        Cgroup, Code, Event, Exec, Exit, File, FileUse, Fork, Open, Process, ProcessId, Source,
+    },
+    hooks::{HookSet, SETS},
+};
 
 /// A record is not one that this agent's own programs write.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -25,11 +33,17 @@ pub enum DecodeError {
     Version(u16),
     /// No such kind.
     #[error("a record has the unknown kind {0}")]
-    Kind(u16),
+    Kind(u8),
+    /// No such set of hooks.
+    #[error("a record is of the unknown set of hooks {0}")]
+    HookSet(u8),
 }
 
+/// In place of a path for memory without a file, in the manner of `/proc/PID/maps`.
+const ANONYMOUS: &[u8] = b"[anonymous]";
+
 /// Reads one record.
-pub fn decode(bytes: &[u8]) -> Result<Exec, DecodeError> {
+pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
     let cut = DecodeError::Cut {
         length: bytes.len(),
     };
@@ -39,55 +53,169 @@ pub fn decode(bytes: &[u8]) -> Result<Exec, DecodeError> {
     if header.version != LAYOUT_VERSION {
         return Err(DecodeError::Version(header.version));
     }
-    if header.kind != RecordKind::Exec as u16 {
-        return Err(DecodeError::Kind(header.kind));
-    }
     let Some(bytes) = bytes.get(..header.length as usize) else {
         return Err(cut);
     };
-    exec(bytes).ok_or(cut)
+    let hook = SETS
+        .into_iter()
+        .find(|set| *set as u8 == header.hook)
+        .ok_or(DecodeError::HookSet(header.hook))?;
+    let event = match header.kind {
+        kind if kind == RecordKind::Exec as u8 => exec(bytes, hook),
+        kind if kind == RecordKind::Code as u8 => code(bytes, hook),
+        kind if kind == RecordKind::Open as u8 => open(bytes, hook),
+        kind if kind == RecordKind::Source as u8 => source(bytes),
+        kind if kind == RecordKind::Fork as u8 => fork(bytes),
+        kind if kind == RecordKind::Exit as u8 => exit(bytes),
+        kind => return Err(DecodeError::Kind(kind)),
+    };
+    event.ok_or(cut)
 }
 
-fn exec(bytes: &[u8]) -> Option<Exec> {
+fn exec(bytes: &[u8], hook: HookSet) -> Option<Event> {
     let (record, tail) = ExecRecord::read_from_prefix(bytes).ok()?;
     let mut tail = Tail(tail);
-    let (path, path_in_filesystem) = paths(&mut tail, &record.path)?;
-    let mut cgroup_path = reversed([tail.take(record.cgroup_path_length)?]);
-    if record.flags & EXEC_CGROUP_TRUNCATED != 0 {
+    let used = file_use(
+        record.header,
+        hook,
+        &record.task,
+        record.file,
+        &record.path,
+        &mut tail,
+    )?;
+    let script = tail.take(record.script_length)?;
+    let bytes = tail.take(record.arguments_length)?;
+    let mut arguments = split_arguments(bytes);
+    let mut cut = record.flags & (EXEC_ARGUMENTS_TRUNCATED | EXEC_ARGUMENTS_UNREADABLE) != 0;
+    if record.arguments_count != u32::MAX {
+        // Each ends with a NUL, and what follows the last one is not of the arguments.
+        let count = record.arguments_count as usize;
+        let ended = bytes.iter().filter(|byte| **byte == 0).count();
+        cut |= ended < count;
+        arguments.truncate(count);
+    }
+    Some(Event::Exec(Box::new(Exec {
+        used,
+        script: (!script.is_empty()).then(|| without_nul(script).to_vec()),
+        arguments,
+        arguments_truncated: cut,
+        held: Vec::new(),
+        program: None,
+    })))
+}
+
+fn code(bytes: &[u8], hook: HookSet) -> Option<Event> {
+    let (record, tail) = CodeRecord::read_from_prefix(bytes).ok()?;
+    let mut tail = Tail(tail);
+    let (header, task) = (record.header, &record.task);
+    let is_anonymous = record.flags & CODE_ANONYMOUS != 0;
+    let mut used = file_use(header, hook, task, record.file, &record.path, &mut tail)?;
+    if is_anonymous {
+        used.file.path = ANONYMOUS.to_vec();
+        used.file.path_in_filesystem = ANONYMOUS.to_vec();
+    }
+    Some(Event::Code(Box::new(Code {
+        used,
+        written: record.flags & CODE_WRITTEN != 0,
+        is_anonymous,
+        mapping: (record.start, record.end),
+        libraries: Vec::new(),
+        held: None,
+    })))
+}
+
+fn open(bytes: &[u8], hook: HookSet) -> Option<Event> {
+    let (record, tail) = OpenRecord::read_from_prefix(bytes).ok()?;
+    let mut tail = Tail(tail);
+    let (header, task) = (record.header, &record.task);
+    Some(Event::Open(Box::new(Open {
+        used: file_use(header, hook, task, record.file, &record.path, &mut tail)?,
+        is_standard_input: record.flags & OPEN_STANDARD_INPUT != 0,
+        descriptor: (record.descriptor != NO_DESCRIPTOR).then_some(record.descriptor),
+        held: None,
+    })))
+}
+
+fn source(bytes: &[u8]) -> Option<Event> {
+    let (record, _) = SourceRecord::read_from_prefix(bytes).ok()?;
+    let sign = [Sign::Kept, Sign::Examined, Sign::Redirected]
+        .into_iter()
+        .find(|sign| *sign as u32 == record.sign)?;
+    Some(Event::Source(Source {
+        process: ProcessId {
+            pid: record.pid,
+            start_boot_ns: record.start_boot_ns,
+        },
+        inode: record.inode,
+        device: record.device,
+        sign,
+    }))
+}
+
+fn fork(bytes: &[u8]) -> Option<Event> {
+    let (record, _) = ForkRecord::read_from_prefix(bytes).ok()?;
+    Some(Event::Fork(Fork {
+        parent: ProcessId {
+            pid: record.parent_pid,
+            start_boot_ns: record.parent_start_boot_ns,
+        },
+        child: ProcessId {
+            pid: record.child_pid,
+            start_boot_ns: record.child_start_boot_ns,
+        },
+    }))
+}
+
+fn exit(bytes: &[u8]) -> Option<Event> {
+    let (record, _) = ExitRecord::read_from_prefix(bytes).ok()?;
+    Some(Event::Exit(Exit {
+        process: ProcessId {
+            pid: record.pid,
+            start_boot_ns: record.start_boot_ns,
+        },
+    }))
+}
+
+/// What records of all kinds begin their tail with: the file's path and the cgroup's.
+fn file_use(
+    header: RecordHeader,
+    hook: HookSet,
+    task: &TaskFacts,
+    facts: FileFacts,
+    path: &PathLengths,
+    tail: &mut Tail<'_>,
+) -> Option<FileUse> {
+    let flags = path.flags;
+    let (path, path_in_filesystem) = paths(tail, path)?;
+    let mut cgroup_path = reversed([tail.take(task.cgroup_path_length)?]);
+    if task.flags & TASK_CGROUP_TRUNCATED != 0 {
         cgroup_path.splice(0..0, "…".bytes());
     }
-    let script = tail.take(record.script_length)?;
-    let arguments = tail.take(record.arguments_length)?;
-    Some(Exec {
-        time_boot_ns: record.header.time_boot_ns,
+    Some(FileUse {
+        time_boot_ns: header.time_boot_ns,
+        hook,
         cgroup: Cgroup {
-            id: record.cgroup_id,
+            id: task.cgroup_id,
             path: cgroup_path,
         },
         process: Process {
-            pid: record.pid,
-            start_boot_ns: record.start_boot_ns,
-            parent_pid: record.parent_pid,
-            parent_mount_namespace: record.parent_mount_namespace,
-            uid: record.uid,
-            mount_namespace: record.mount_namespace,
-            pid_namespace: record.pid_namespace,
-            root_device: record.root_device,
+            pid: task.pid,
+            start_boot_ns: task.start_boot_ns,
+            parent_pid: task.parent_pid,
+            parent_mount_namespace: task.parent_mount_namespace,
+            uid: task.uid,
+            mount_namespace: task.mount_namespace,
+            pid_namespace: task.pid_namespace,
+            root_device: task.root_device,
         },
         file: File {
-            facts: record.file,
+            facts,
             path,
             path_in_filesystem,
-            path_truncated: record.path.flags & PATH_TRUNCATED != 0,
-            unlinked: record.path.flags & PATH_UNLINKED != 0,
+            path_truncated: flags & PATH_TRUNCATED != 0,
+            unlinked: flags & PATH_UNLINKED != 0,
         },
-        script: (!script.is_empty()).then(|| without_nul(script).to_vec()),
-        arguments: split_arguments(arguments),
-        arguments_truncated: record.flags & (EXEC_ARGUMENTS_TRUNCATED | EXEC_ARGUMENTS_UNREADABLE)
-            != 0,
         already_running: false,
-        held: Vec::new(),
-        program: None,
     })
 }
 
@@ -149,43 +277,50 @@ fn without_nul(bytes: &[u8]) -> &[u8] {
 #[expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::panic,
     reason = "a test fails by panicking"
 )]
 mod tests {
     use super::*;
-    use monitor_common::exec::FileFacts;
     use proptest::prelude::*;
     use zerocopy::IntoBytes;
 
-    fn record(tail: [&[u8]; 6], flags: u16, path_flags: u16) -> Vec<u8> {
+    fn record(tail: [&[u8]; 6], flags: u32, path_flags: u16) -> Vec<u8> {
+        counted_record(tail, u32::MAX, flags, path_flags)
+    }
+
+    fn counted_record(
+        tail: [&[u8]; 6],
+        arguments_count: u32,
+        flags: u32,
+        path_flags: u16,
+    ) -> Vec<u8> {
         let length = |index: usize| u16::try_from(tail[index].len()).unwrap();
         let total = size_of::<ExecRecord>() + tail.iter().map(|part| part.len()).sum::<usize>();
         let fixed = ExecRecord {
             header: RecordHeader {
-                kind: RecordKind::Exec as u16,
+                kind: RecordKind::Exec as u8,
+                hook: HookSet::Lsm as u8,
                 version: LAYOUT_VERSION,
                 length: u32::try_from(total).unwrap(),
                 time_boot_ns: 5,
             },
-            cgroup_id: 7,
-            start_boot_ns: 4,
+            task: TaskFacts {
+                cgroup_id: 7,
+                cgroup_path_length: length(3),
+                flags: if flags == 0 { 0 } else { TASK_CGROUP_TRUNCATED },
+                ..TaskFacts::default()
+            },
             file: FileFacts::default(),
-            pid: 10,
-            parent_pid: 9,
-            parent_mount_namespace: 8,
-            uid: 0,
-            mount_namespace: 1,
-            pid_namespace: 2,
-            root_device: 3,
             path: PathLengths {
                 below_mount: length(0),
                 above_mount: length(1),
                 below_superblock: length(2),
                 flags: path_flags,
             },
-            cgroup_path_length: length(3),
             script_length: length(4),
             arguments_length: length(5),
+            arguments_count,
             flags,
             reserved: 0,
         };
@@ -194,14 +329,21 @@ mod tests {
         bytes
     }
 
+    fn decode_exec(bytes: &[u8]) -> Exec {
+        match decode(bytes).unwrap() {
+            Event::Exec(exec) => *exec,
+            other => panic!("not an exec: {other:?}"),
+        }
+    }
+
     #[test]
     fn paths_are_put_together_from_their_runs() {
         let check = |tail: [&[u8]; 6], expect: [&[u8]; 3]| {
-            let exec = decode(&record(tail, 0, 0)).unwrap();
+            let exec = decode_exec(&record(tail, 0, 0));
             let found = [
-                &exec.file.path[..],
-                &exec.file.path_in_filesystem,
-                &exec.cgroup.path,
+                &exec.used.file.path[..],
+                &exec.used.file.path_in_filesystem,
+                &exec.used.cgroup.path,
             ];
             assert_eq!(found, expect);
         };
@@ -226,7 +368,7 @@ mod tests {
     #[test]
     fn arguments_keep_empty_ones() {
         let check = |bytes: &[u8], expect: &[&[u8]]| {
-            let exec = decode(&record([b"", b"", b"", b"", b"", bytes], 0, 0)).unwrap();
+            let exec = decode_exec(&record([b"", b"", b"", b"", b"", bytes], 0, 0));
             assert_eq!(exec.arguments, expect);
         };
         check(b"", &[]);
@@ -235,16 +377,33 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_the_arguments_is_left_out() {
+        let check = |bytes: &[u8], count: u32, expect: &[&[u8]], truncated: bool| {
+            let bytes = counted_record([b"", b"", b"", b"", b"", bytes], count, 0, 0);
+            let exec = decode_exec(&bytes);
+            assert_eq!(
+                (exec.arguments, exec.arguments_truncated),
+                (expect.iter().map(|word| word.to_vec()).collect(), truncated)
+            );
+        };
+        check(b"sh\0-c\0SECRET=1\0", 2, &[b"sh", b"-c"], false);
+        check(b"sh\0-c\0", 2, &[b"sh", b"-c"], false);
+        check(b"sh\0-", 2, &[b"sh", b"-"], true);
+        check(b"sh\0", 2, &[b"sh"], true);
+        check(b"SECRET=1\0", 0, &[], false);
+    }
+
+    #[test]
     fn flags_are_told() {
-        let flags = EXEC_ARGUMENTS_TRUNCATED | EXEC_CGROUP_TRUNCATED;
-        let exec = decode(&record(
+        let exec = decode_exec(&record(
             [b"", b"", b"", b"ID\0", b"/s\0", b""],
-            flags,
+            EXEC_ARGUMENTS_TRUNCATED,
             PATH_TRUNCATED | PATH_UNLINKED,
-        ))
-        .unwrap();
-        assert!(exec.arguments_truncated && exec.file.path_truncated && exec.file.unlinked);
-        assert_eq!(exec.cgroup.path, "…/ID".as_bytes());
+        ));
+        assert!(
+            exec.arguments_truncated && exec.used.file.path_truncated && exec.used.file.unlinked
+        );
+        assert_eq!(exec.used.cgroup.path, "…/ID".as_bytes());
         assert_eq!(exec.script.as_deref(), Some(&b"/s"[..]));
     }
 
@@ -260,6 +419,9 @@ mod tests {
         let mut other_kind = good.clone();
         other_kind[0] = 99;
         assert_eq!(decode(&other_kind).unwrap_err(), DecodeError::Kind(99));
+        let mut other_hook = good.clone();
+        other_hook[1] = 99;
+        assert_eq!(decode(&other_hook).unwrap_err(), DecodeError::HookSet(99));
         for length in 0..good.len() {
             assert_eq!(
                 decode(&good[..length]).unwrap_err(),
@@ -270,10 +432,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_decoded_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_are_decoded_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..9) {
             let _ = decode(&bytes);
             let valid = RecordHeader {
-                kind: RecordKind::Exec as u16,
+                kind,
+                hook: HookSet::Lsm as u8,
                 version: LAYOUT_VERSION,
                 length: u32::try_from(bytes.len()).unwrap(),
                 time_boot_ns: 0,

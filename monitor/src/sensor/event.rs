@@ -2,33 +2,130 @@
 
 use std::os::fd::OwnedFd;
 
-pub use monitor_common::exec::FileFacts;
+pub use monitor_common::{file::FileFacts, open::Sign};
 
-/// A program was executed.
+use super::hooks::HookSet;
+
+/// Something happened.
 #[derive(Debug)]
-pub struct Exec {
+pub enum Event {
+    /// A program was executed.
+    Exec(Box<Exec>),
+    /// A file was mapped executable.
+    Code(Box<Code>),
+    /// An interpreter opened a file.
+    Open(Box<Open>),
+    /// A shell treats a file as commands, or as data.
+    Source(Source),
+    /// A process made another.
+    Fork(Fork),
+    /// A process ended.
+    Exit(Exit),
+}
+
+/// A process used a file, so that it may have become code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileUse {
     /// When, in nanoseconds since boot.
     pub time_boot_ns: u64,
+    /// Which kind of hook saw it.
+    pub hook: HookSet,
     /// The cgroup of the task.
     pub cgroup: Cgroup,
     /// The process.
     pub process: Process,
-    /// The executed file; of a script, the interpreter.
+    /// The file.
     pub file: File,
+    /// It happened before the hooks were attached; told by a look at `/proc`.
+    pub already_running: bool,
+}
+
+/// A program was executed. The file is the program; of a script, the interpreter.
+#[derive(Debug)]
+pub struct Exec {
+    /// Who, when and what.
+    pub used: FileUse,
     /// The script's name as it was given to execve, if there is one.
     pub script: Option<Vec<u8>>,
     /// Arguments.
     pub arguments: Vec<Vec<u8>>,
     /// Arguments were cut at their bound or could not be read.
     pub arguments_truncated: bool,
-    /// It ran before the hooks were attached; told by a look at `/proc`.
-    pub already_running: bool,
     /// What fanotify held of this exec, in the order of opening: scripts, the program, the ELF
     /// interpreter; empty where nothing was held.
     pub held: Vec<OwnedFd>,
     /// The program where fanotify does not cover it (memory, volumes), as an `O_PATH` descriptor;
     /// `None` if the process had gone.
     pub program: Option<OwnedFd>,
+}
+
+/// A file was mapped executable, a mapping of it was made executable, or memory without a file was
+/// after it had been written.
+#[derive(Debug)]
+pub struct Code {
+    /// Who, when and what.
+    pub used: FileUse,
+    /// Pages of the mapping were written before: what runs is not what the file holds.
+    pub written: bool,
+    /// Memory without a file: the file has no facts and its path is `[anonymous]`.
+    pub is_anonymous: bool,
+    /// Where the mapping begins and ends; zeros where the hook runs before the kernel has chosen.
+    pub mapping: (u64, u64),
+    /// Of memory without a file, the files that the process has mapped executable.
+    pub libraries: Vec<Vec<u8>>,
+    /// The file, as an `O_PATH` descriptor; `None` if it was no longer to be found.
+    pub held: Option<OwnedFd>,
+}
+
+/// An interpreter opened a file for reading.
+#[derive(Debug)]
+pub struct Open {
+    /// Who, when and what.
+    pub used: FileUse,
+    /// It was the standard input of the interpreter when that was executed.
+    pub is_standard_input: bool,
+    /// The descriptor, where the hook runs when there is one.
+    pub descriptor: Option<u32>,
+    /// The file, as an `O_PATH` descriptor; `None` if it was no longer to be found.
+    pub held: Option<OwnedFd>,
+}
+
+/// What a shell did with an open file tells whether it takes it for commands or for data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Which process.
+    pub process: ProcessId,
+    /// [`FileFacts::inode`] of the file.
+    pub inode: u64,
+    /// [`FileFacts::device`] of the file.
+    pub device: u32,
+    /// What it did.
+    pub sign: Sign,
+}
+
+/// A process made another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fork {
+    /// The one.
+    pub parent: ProcessId,
+    /// The other.
+    pub child: ProcessId,
+}
+
+/// A process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Which.
+    pub process: ProcessId,
+}
+
+/// What tells a process from every other of this boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProcessId {
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// When it started, in nanoseconds since boot.
+    pub start_boot_ns: u64,
 }
 
 /// A cgroup of the v2 hierarchy.
@@ -61,6 +158,16 @@ pub struct Process {
     pub root_device: u32,
 }
 
+impl Process {
+    /// What tells it from every other of this boot.
+    pub fn id(&self) -> ProcessId {
+        ProcessId {
+            pid: self.pid,
+            start_boot_ns: self.start_boot_ns,
+        }
+    }
+}
+
 /// A file when it was used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
@@ -74,4 +181,16 @@ pub struct File {
     pub path_truncated: bool,
     /// Its name was no longer in its directory.
     pub unlinked: bool,
+}
+
+impl Event {
+    /// The use of a file that it is, if it is one.
+    pub fn used(&self) -> Option<&FileUse> {
+        match self {
+            Self::Exec(exec) => Some(&exec.used),
+            Self::Code(code) => Some(&code.used),
+            Self::Open(open) => Some(&open.used),
+            Self::Source(_) | Self::Fork(_) | Self::Exit(_) => None,
+        }
+    }
 }

@@ -8,32 +8,42 @@
 use std::{
     collections::VecDeque,
     io,
+    num::NonZeroUsize,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use lru::LruCache;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
     sys::{
         fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags},
-        stat::{Mode, fstat, major, minor},
+        stat::Mode,
         statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs},
     },
 };
 
-use monitor_common::exec::FILE_OVERLAY;
+use monitor_common::file::FILE_OVERLAY;
 
-use super::{account::HeldCounters, elf, event::Exec};
+use super::{
+    account::HeldCounters,
+    elf,
+    event::{Code, Exec, FileFacts, FileUse, Open},
+    root,
+};
 
 /// Held files that may wait for their exec; the oldest is let go for a new one. An exec takes its
 /// files within a millisecond, so what waits long is of execs that failed.
 const WAITING_MAX: usize = 4096;
+/// Root filesystems whose place is known; of more, the files of one that was not asked for longest
+/// are looked for below the roots of their processes only.
+const ROOTS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 /// Failed reads of fanotify's queue after which the next batch comes first.
 const READ_FAILURES_MAX: usize = 64;
 /// How long a held file waits for its exec.
@@ -67,6 +77,8 @@ pub enum HolderError {
 pub struct Holder {
     group: Fanotify,
     waiting: Mutex<VecDeque<Held>>,
+    /// Where the filesystems that are marked are mounted, by their kernel device number.
+    roots: Mutex<LruCache<u32, PathBuf>>,
     held: AtomicU64,
     queue_overflows: AtomicU64,
     evicted: AtomicU64,
@@ -92,6 +104,7 @@ impl Holder {
         Ok(Self {
             group,
             waiting: Mutex::default(),
+            roots: Mutex::new(LruCache::new(ROOTS_MAX)),
             held: AtomicU64::new(0),
             queue_overflows: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
@@ -106,17 +119,15 @@ impl Holder {
             path: rootfs.to_owned(),
             source,
         };
-        // Closed at once: as long as it is open the runtime cannot unmount.
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let root = open(rootfs, flags, Mode::empty()).map_err(failed)?;
-        let seen = fstat(&root).map_err(failed)?.st_dev;
-        if (major(seen), minor(seen)) != (u64::from(device >> 20), u64::from(device & 0xf_ffff)) {
+        let root = open_root(rootfs).map_err(failed)?;
+        if !root::is_device(&root, device).map_err(failed)? {
             return Err(HolderError::Ended(rootfs.to_owned()));
         }
         // Any other filesystem is the host's as well, and all that the host executes would be held.
         if fstatfs(&root).map_err(failed)?.filesystem_type() != OVERLAYFS_SUPER_MAGIC {
             return Err(HolderError::NotOverlay(rootfs.to_owned()));
         }
+        lock(&self.roots).put(device, rootfs.to_owned());
         self.group
             .mark(
                 MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM,
@@ -129,7 +140,7 @@ impl Holder {
 
     /// Takes over what the kernel has queued.
     pub(super) fn drain(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         let now = Instant::now();
         let mut failures = 0;
         while failures < READ_FAILURES_MAX {
@@ -179,11 +190,11 @@ impl Holder {
     /// that the queue holds files of several execs. Those of the first end with its program, or with
     /// the ELF interpreter if the program names one.
     pub(super) fn take(&self, exec: &Exec) -> Vec<OwnedFd> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         let own: Vec<usize> = waiting
             .iter()
             .enumerate()
-            .filter(|(_, held)| held.pid == exec.process.pid)
+            .filter(|(_, held)| held.pid == exec.used.process.pid)
             .map(|(index, _)| index)
             .collect();
         let files = own
@@ -192,7 +203,10 @@ impl Holder {
             .map(|held| &held.file);
         let mut count = own.len().min(1);
         for (position, file) in files.enumerate() {
-            if elf::is_inode(file, &[exec.file.facts.inode, exec.file.facts.real_inode]) {
+            if elf::is_inode(
+                file,
+                &[exec.used.file.facts.inode, exec.used.file.facts.real_inode],
+            ) {
                 count = position + 1 + usize::from(elf::has_interpreter(file));
                 break;
             }
@@ -215,6 +229,48 @@ impl Holder {
         taken.reverse();
         taken.extend(scripts);
         taken
+    }
+
+    /// A mapped file by its mapping or its name, as a path only. `None` where what is there now is
+    /// another file.
+    pub(super) fn mapped(&self, code: &Code) -> Option<OwnedFd> {
+        let (start, end) = code.mapping;
+        let link = (start != 0).then(|| format!("map_files/{start:x}-{end:x}"));
+        self.find(&code.used, link.as_deref())
+    }
+
+    /// An opened file by its descriptor or its name, likewise.
+    pub(super) fn opened(&self, open: &Open) -> Option<OwnedFd> {
+        let link = open.descriptor.map(|descriptor| format!("fd/{descriptor}"));
+        self.find(&open.used, link.as_deref())
+    }
+
+    /// A used file, by a link below the process's directory in `/proc` if there is one, which is
+    /// surest; else by its path in the container's root, whether the process still runs or not;
+    /// else by its path below the process's root.
+    fn find(&self, used: &FileUse, link: Option<&str>) -> Option<OwnedFd> {
+        let facts = &used.file.facts;
+        // An overlay that the container mounted may have any server below it.
+        let is_foreign = facts.flags & FILE_OVERLAY != 0
+            && !lock(&self.roots).contains(&facts.device)
+            && facts.device != used.process.root_device;
+        // Memory without a file has no inode.
+        if facts.inode == 0 || is_remote(facts) || is_foreign {
+            return None;
+        }
+        let is_same = |file: &OwnedFd| elf::is_inode(file, &[facts.inode, facts.real_inode]);
+        let has_name = !used.file.path_truncated && !used.file.unlinked;
+        link.and_then(|link| path_only(&format!("/proc/{}/{link}", used.process.pid)))
+            .filter(is_same)
+            .or_else(|| self.below_root(used).filter(|_| has_name).filter(is_same))
+            .or_else(|| below_root_of(used).filter(|_| has_name).filter(is_same))
+    }
+
+    /// A file by its path in a root filesystem that is marked.
+    fn below_root(&self, used: &FileUse) -> Option<OwnedFd> {
+        let device = used.file.facts.device;
+        let rootfs = lock(&self.roots).get(&device).cloned()?;
+        root::file(&rootfs, device, &used.file.path_in_filesystem)
     }
 
     pub(super) fn counters(&self) -> HeldCounters {
@@ -240,18 +296,35 @@ const REMOTE_FILESYSTEMS: [u32; 6] = [
 /// What fanotify's marks do not cover (memory, volumes): the program by `/proc/PID/exe`, as a path
 /// only, since opening it may block. `None` where it is covered, or the process has gone.
 pub(super) fn program(exec: &Exec) -> Option<OwnedFd> {
-    let facts = &exec.file.facts;
-    let covered = facts.flags & FILE_OVERLAY != 0 && !exec.held.is_empty();
-    if covered || REMOTE_FILESYSTEMS.contains(&facts.filesystem_magic) {
+    let covered = exec.used.file.facts.flags & FILE_OVERLAY != 0 && !exec.held.is_empty();
+    if covered || is_remote(&exec.used.file.facts) {
         return None;
     }
-    let path = format!("/proc/{}/exe", exec.process.pid);
-    open(
-        path.as_str(),
-        OFlag::O_PATH | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .ok()
+    path_only(&format!("/proc/{}/exe", exec.used.process.pid))
+}
+
+/// A file by its path below the root of the process.
+fn below_root_of(used: &FileUse) -> Option<OwnedFd> {
+    let root = path_only(&format!("/proc/{}/root", used.process.pid))?;
+    root::named(&root, &used.file.path)
+}
+
+/// Whoever holds it open keeps the runtime from unmounting, so it is closed at once.
+fn open_root(rootfs: &Path) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    open(rootfs, flags, Mode::empty())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn path_only(path: &str) -> Option<OwnedFd> {
+    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()
+}
+
+fn is_remote(facts: &FileFacts) -> bool {
+    REMOTE_FILESYSTEMS.contains(&facts.filesystem_magic)
 }
 
 impl From<HolderError> for io::Error {

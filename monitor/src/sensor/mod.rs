@@ -1,4 +1,4 @@
-//! From the kernel to [`event::Exec`]: loading, offsets, the ring buffer, held files, the account.
+//! From the kernel to [`event::Event`]: loading, offsets, the ring buffer, held files, the account.
 //!
 //! The only room that names aya.
 
@@ -8,9 +8,12 @@ pub mod decode;
 pub mod elf;
 pub mod event;
 pub mod hold;
+pub mod hooks;
 pub mod link;
 pub mod offsets;
+mod programs;
 mod reader;
+pub mod root;
 mod running;
 
 use std::{
@@ -23,28 +26,19 @@ use std::{
     thread,
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{HashMap as KernelHashMap, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
-};
-use monitor_common::{CgroupState, Hook, offsets::KernelOffsets};
+use aya::maps::{HashMap as KernelHashMap, MapData, MapError, PerCpuArray, RingBuf};
+use monitor_common::{CgroupFacts, Hook, file::FileVersion};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
-use zerocopy::IntoBytes;
 
 use self::{
     account::{Account, KernelCounters},
-    event::Exec,
+    event::{Event, FileFacts},
     hold::{Holder, HolderError},
+    hooks::{Choice, HookSet},
+    programs::Programs,
     reader::Reader,
 };
-
-/// The eBPF object that `cargo xtask build` made; empty if it was not there at build time.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MONITOR_EBPF_OBJECT"));
-
-/// Name of the hook set in alerts.
-pub const HOOK_SET: &str = "tracepoint";
 
 /// Descriptors the agent asks for: those that hold files make up most.
 const DESCRIPTORS: u64 = 65_536;
@@ -66,9 +60,9 @@ pub enum SensorError {
     /// The object or its maps were refused.
     #[error("the kernel refused the eBPF object: {0}")]
     Load(String),
-    /// A program was refused.
-    #[error("the kernel refused the exec hook (tp_btf/sched_process_exec): {0}")]
-    Program(String),
+    /// No hook for execs was accepted.
+    #[error("the kernel accepts no hook that sees execs: {0}")]
+    Blind(String),
     /// See [`hold::HolderError`].
     #[error(transparent)]
     Holder(#[from] HolderError),
@@ -79,8 +73,10 @@ pub enum SensorError {
 
 /// The loaded programs and the thread that reads them. Dropping it detaches the hooks.
 pub struct Sensor {
-    programs: Ebpf,
-    cgroups: KernelHashMap<MapData, u64, u32>,
+    programs: Programs,
+    choices: Vec<Choice>,
+    cgroups: KernelHashMap<MapData, u64, KernelCgroup>,
+    remembered: KernelHashMap<MapData, KernelFileVersion, u32>,
     counters: PerCpuArray<MapData, KernelCounters>,
     holder: Arc<Holder>,
     reader: Reader,
@@ -95,30 +91,40 @@ impl Sensor {
         if !uid.is_root() {
             return Err(SensorError::NotRoot(uid.as_raw()));
         }
-        if OBJECT.is_empty() {
+        if !programs::are_built_in() {
             return Err(SensorError::NoObject);
         }
         Ok(())
     }
 
-    /// Loads the programs, starts the reader, then attaches the hooks; events go to `events`.
-    pub fn start(events: mpsc::Sender<Exec>) -> Result<Self, SensorError> {
+    /// Loads the programs, starts the reader, then attaches the best hooks that the kernel accepts;
+    /// events go to `events`.
+    pub fn start(events: mpsc::Sender<Event>) -> Result<Self, SensorError> {
+        Self::start_with(&hooks::SETS, events)
+    }
+
+    /// The same with these sets only, as far as a kind of event has more than one.
+    pub fn start_with(
+        allowed: &[HookSet],
+        events: mpsc::Sender<Event>,
+    ) -> Result<Self, SensorError> {
         Self::may_start()?;
         raise_descriptor_limit();
         let offsets = offsets::read()?;
-        let mut programs = load(&offsets)?;
-        let records =
-            RingBuf::try_from(take_map(&mut programs, "RECORDS")?).map_err(refused_map)?;
+        let mut programs = Programs::load(&offsets)?;
+        let records = RingBuf::try_from(programs.take_map("RECORDS")?).map_err(refused_map)?;
         let cgroups =
-            KernelHashMap::try_from(take_map(&mut programs, "CGROUPS")?).map_err(refused_map)?;
+            KernelHashMap::try_from(programs.take_map("CGROUPS")?).map_err(refused_map)?;
+        let remembered =
+            KernelHashMap::try_from(programs.take_map("REMEMBERED")?).map_err(refused_map)?;
         let counters =
-            PerCpuArray::try_from(take_map(&mut programs, "COUNTERS")?).map_err(refused_map)?;
+            PerCpuArray::try_from(programs.take_map("COUNTERS")?).map_err(refused_map)?;
         let holder = Arc::new(Holder::new()?);
         let (running, running_events) = (Arc::new(AtomicU64::new(0)), events.clone());
         let reader =
             Reader::start(records, Arc::clone(&holder), events).map_err(SensorError::Reader)?;
-        let program: &mut BtfTracePoint = exec_program(&mut programs)?;
-        program.attach().map_err(refused_program)?;
+        let choices = programs.attach(allowed);
+        check(&choices)?;
         let host_mount_namespace = offsets.host_mount_namespace;
         // After the hooks, so that no process falls between; some are told twice.
         thread::Builder::new()
@@ -126,23 +132,31 @@ impl Sensor {
             .spawn({
                 let told = Arc::clone(&running);
                 move || {
-                    running::scan(host_mount_namespace, |exec| {
+                    running::scan(host_mount_namespace, |event| {
                         told.fetch_add(1, Ordering::Relaxed);
                         // An error means that the daemon is stopping.
-                        let _ = running_events.blocking_send(exec);
+                        let _ = running_events.blocking_send(event);
                     });
                 }
             })
             .map_err(SensorError::Reader)?;
         Ok(Self {
             programs,
+            choices,
             cgroups,
+            remembered,
             counters,
             holder,
             reader,
             running,
             host_mount_namespace,
         })
+    }
+
+    /// Which hooks the running kernel accepts, found by attaching and at once detaching them.
+    pub fn try_hooks() -> Result<Vec<Choice>, SensorError> {
+        Self::may_start()?;
+        Ok(Programs::load(&offsets::read()?)?.attach(&hooks::SETS))
     }
 
     /// Inode number of the host's mount namespace.
@@ -156,11 +170,28 @@ impl Sensor {
         self.holder.mark(rootfs, device)
     }
 
+    /// Which hooks are in force, and why no better ones.
+    pub fn choices(&self) -> &[Choice] {
+        &self.choices
+    }
+
     /// Tells the kernel side what a cgroup is.
-    pub fn set_cgroup(&mut self, id: u64, state: CgroupState) -> io::Result<()> {
+    pub fn set_cgroup(&mut self, id: u64, facts: CgroupFacts) -> io::Result<()> {
         self.cgroups
-            .insert(id, state as u32, 0)
+            .insert(id, KernelCgroup(facts), 0)
             .map_err(io::Error::other)
+    }
+
+    /// Has the kernel side send nothing more of a file of a lower layer as long as it is the
+    /// version that was judged good; false if it is no such file.
+    pub fn remember(&mut self, facts: &FileFacts) -> io::Result<bool> {
+        let Some(version) = facts.lower_version() else {
+            return Ok(false);
+        };
+        self.remembered
+            .insert(KernelFileVersion(version), 1, 0)
+            .map_err(io::Error::other)?;
+        Ok(true)
     }
 
     /// Makes the kernel side ask again.
@@ -181,79 +212,64 @@ impl Sensor {
             held: self.holder.counters(),
             ..Account::default()
         };
-        match self.counters.get(&(Hook::Exec as u32), 0) {
-            Ok(per_cpu) => per_cpu
-                .iter()
-                .for_each(|counters| account.exec.add(&counters.0)),
-            Err(error) => tracing::warn!(%error, "cannot read the hook counters"),
+        for (hook, of_hook) in hooks::KINDS.into_iter().map(|hook| (hook, hook as usize)) {
+            let Some(total) = account.hooks.get_mut(of_hook) else {
+                continue;
+            };
+            match self.counters.get(&(hook as u32), 0) {
+                Ok(per_cpu) => per_cpu.iter().for_each(|counters| total.add(&counters.0)),
+                Err(error) => tracing::warn!(%error, "cannot read the hook counters"),
+            }
+            total.recursion_misses = self.programs.recursion_misses(hook);
         }
-        account.exec.recursion_misses = exec_program(&mut self.programs)
-            .ok()
-            .and_then(|program| program.fd().ok())
-            .map_or(0, account::recursion_misses);
         account
     }
 
     /// How many instructions the verifier looked at for each loaded program, of a million that the
     /// kernel allows (0 where the kernel does not tell).
     pub fn verified_instructions(&self) -> Vec<(String, u32)> {
-        let programs = self.programs.programs();
-        programs
-            .filter_map(|(name, program)| {
-                let info = program.info().ok()?;
-                let instructions = info.verified_instruction_count().unwrap_or(0);
-                Some((name.to_owned(), instructions))
-            })
-            .collect()
+        self.programs.verified_instructions()
     }
 }
 
-fn load(offsets: &KernelOffsets) -> Result<Ebpf, SensorError> {
-    let btf = aya::Btf::from_sys_fs().map_err(|error| SensorError::Load(error.to_string()))?;
-    let mut programs = EbpfLoader::new()
-        .btf(Some(&btf))
-        .override_global("OFFSETS", offsets.as_bytes(), true)
-        .load(OBJECT)
-        .map_err(|error| SensorError::Load(chain(&error)))?;
-    exec_program(&mut programs)?
-        .load("sched_process_exec", &btf)
-        .map_err(refused_program)?;
-    Ok(programs)
+/// Without execs there is nothing to judge; whatever else is missing is said.
+fn check(choices: &[Choice]) -> Result<(), SensorError> {
+    for choice in choices {
+        let kind = hooks::kind_name(choice.kind);
+        let reasons: Vec<String> = choice
+            .refused
+            .iter()
+            .map(|refusal| format!("{}: {}", hooks::set_name(refusal.set), refusal.reason))
+            .collect();
+        let reasons = reasons.join("; ");
+        match choice.set {
+            Some(set) => tracing::info!(kind, set = hooks::set_name(set), "hooks attached"),
+            None if choice.kind == Hook::Exec => return Err(SensorError::Blind(reasons)),
+            None => tracing::error!(kind, reasons, "no event of this kind is seen"),
+        }
+    }
+    Ok(())
 }
 
-fn exec_program(programs: &mut Ebpf) -> Result<&mut BtfTracePoint, SensorError> {
-    programs
-        .program_mut("exec_tracepoint")
-        .ok_or_else(|| SensorError::Load("it has no program exec_tracepoint".to_owned()))?
-        .try_into()
-        .map_err(refused_program)
-}
+/// [`CgroupFacts`] as a map value.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct KernelCgroup(CgroupFacts);
 
-fn take_map(programs: &mut Ebpf, name: &str) -> Result<aya::maps::Map, SensorError> {
-    programs
-        .take_map(name)
-        .ok_or_else(|| SensorError::Load(format!("it has no map {name}")))
-}
+// SAFETY: plain integers without padding, as `CgroupFacts` proves by deriving `FromBytes`.
+unsafe impl aya::Pod for KernelCgroup {}
+
+/// [`FileVersion`] as a map key.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct KernelFileVersion(FileVersion);
+
+// SAFETY: plain integers without padding, as `FileVersion` proves by deriving `FromBytes`.
+unsafe impl aya::Pod for KernelFileVersion {}
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
 fn refused_map(error: MapError) -> SensorError {
-    SensorError::Load(chain(&error))
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
-fn refused_program(error: ProgramError) -> SensorError {
-    SensorError::Program(chain(&error))
-}
-
-/// An error with its causes: aya keeps the kernel's reason there.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    SensorError::Load(programs::chain(&error))
 }
 
 /// Held files are descriptors, so the default of 1,024 would not do; a refusal costs held files

@@ -56,19 +56,23 @@ pub fn read() -> Result<KernelOffsets, OffsetsError> {
     let kernel_bytes = load(KERNEL_BTF)?;
     let kernel = Btf::parse(&kernel_bytes, None).map_err(malformed(KERNEL_BTF))?;
     let mut offsets = find(&kernel)?;
-    offsets.ovl_upper_dentry = match find_overlay(&kernel) {
-        Ok(offset) => offset,
+    match find_overlay(&kernel, &mut offsets) {
+        Ok(()) => {}
         // Built as a module: its types are in its own BTF, once it is loaded.
         Err(_) => {
             let overlay_bytes = load(OVERLAY_BTF)?;
             let overlay =
                 Btf::parse(&overlay_bytes, Some(&kernel)).map_err(malformed(OVERLAY_BTF))?;
-            find_overlay(&overlay).map_err(|source| OffsetsError::Missing {
-                field: "ovl_upper_dentry",
+            find_overlay(&overlay, &mut offsets).map_err(|source| OffsetsError::Missing {
+                field: "ovl_inode",
                 source,
-            })?
+            })?;
         }
-    };
+    }
+    // Without it the file itself has the path that the user opened.
+    offsets.backing_user_path = kernel
+        .member_offset("backing_file", "user_path")
+        .unwrap_or(0);
     let namespace = host_mount_namespace().map_err(OffsetsError::HostNamespace)?;
     offsets.host_mount_namespace = u32::try_from(namespace).map_err(|_| {
         OffsetsError::HostNamespace(io::Error::other("its inode number exceeds 32 bits"))
@@ -84,12 +88,25 @@ fn host_mount_namespace() -> io::Result<u64> {
         .map(|file| file.ino())
 }
 
-fn find_overlay(btf: &Btf<'_>) -> Result<u32, BtfError> {
-    let upper = btf.member_offset("ovl_inode", "__upperdentry")?;
+fn find_overlay(btf: &Btf<'_>, offsets: &mut KernelOffsets) -> Result<(), BtfError> {
     let inode = btf.member_offset("ovl_inode", "vfs_inode")?;
-    upper.checked_sub(inode).ok_or(BtfError::Malformed(
-        "ovl_inode keeps its upper dentry before its inode",
-    ))
+    let from_inode = |member| {
+        let offset = btf.member_offset("ovl_inode", member)?;
+        offset.checked_sub(inode).ok_or(BtfError::Malformed(
+            "ovl_inode keeps its own members before its inode",
+        ))
+    };
+    offsets.ovl_upper_dentry = from_inode("__upperdentry")?;
+    match from_inode("oe") {
+        Ok(entry) => {
+            offsets.ovl_entry = entry;
+            offsets.ovl_entry_count = btf.member_offset("ovl_entry", "__numlower")?;
+            offsets.ovl_entry_dentry = btf.member_offset("ovl_entry", "__lowerstack")?
+                + btf.member_offset("ovl_path", "dentry")?;
+        }
+        Err(_) => offsets.ovl_lower_dentry = from_inode("lowerpath.dentry")?,
+    }
+    Ok(())
 }
 
 /// Looks up every member, by the first of its names that the kernel knows.

@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 
 use super::{
     decode,
-    event::Exec,
+    event::Event,
     hold::{self, Holder},
+    link,
 };
 
 /// Records read before the held files are joined to them.
@@ -43,7 +44,7 @@ impl Reader {
     pub(super) fn start(
         records: RingBuf<MapData>,
         holder: Arc<Holder>,
-        events: mpsc::Sender<Exec>,
+        events: mpsc::Sender<Event>,
     ) -> io::Result<Self> {
         let counters = Arc::new(Counters::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -73,7 +74,7 @@ impl Drop for Reader {
 fn read(
     mut records: RingBuf<MapData>,
     holder: &Holder,
-    events: &mpsc::Sender<Exec>,
+    events: &mpsc::Sender<Event>,
     counters: &Counters,
     stop: &AtomicBool,
 ) {
@@ -91,22 +92,37 @@ fn read(
             wait(&records);
             continue;
         }
-        for mut exec in batch.drain(..) {
-            exec.held = holder.take(&exec);
-            exec.program = hold::program(&exec);
-            if events.blocking_send(exec).is_err() {
+        for mut event in batch.drain(..) {
+            hold_files_of(&mut event, holder);
+            if events.blocking_send(event).is_err() {
                 return;
             }
         }
     }
 }
 
-fn take_batch(records: &mut RingBuf<MapData>, batch: &mut Vec<Exec>, counters: &Counters) {
+/// Takes hold of the files that became code, before they go.
+fn hold_files_of(event: &mut Event, holder: &Holder) {
+    match event {
+        Event::Exec(exec) => {
+            exec.held = holder.take(exec);
+            exec.program = hold::program(exec);
+        }
+        Event::Code(code) if code.is_anonymous => {
+            code.libraries = link::mapped(code.used.process.pid);
+        }
+        Event::Code(code) => code.held = holder.mapped(code),
+        Event::Open(open) => open.held = holder.opened(open),
+        Event::Source(_) | Event::Fork(_) | Event::Exit(_) => {}
+    }
+}
+
+fn take_batch(records: &mut RingBuf<MapData>, batch: &mut Vec<Event>, counters: &Counters) {
     while batch.len() < BATCH {
         let Some(record) = records.next() else { return };
         counters.received.fetch_add(1, Ordering::Relaxed);
         match decode::decode(&record) {
-            Ok(exec) => batch.push(exec),
+            Ok(event) => batch.push(event),
             Err(error) => {
                 counters.undecodable.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%error, "a record from the kernel was not readable");

@@ -1,26 +1,35 @@
 //! The processes that ran before the hooks were attached, told as if they had just executed their
-//! program. Only those outside the host's mount namespace: the others are no container's.
+//! program and mapped their libraries. Only those outside the host's mount namespace: the others are
+//! no container's.
 //!
 //! `/proc` does not say in which layer of an overlay a file lies, so it is told as one of the upper
 //! layer, whose bytes are always compared.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     fs::{self, File},
     io::Read as _,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{MetadataExt, OpenOptionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{MetadataExt, OpenOptionsExt},
+        },
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use monitor_common::exec::{ARGUMENTS_BYTES_MAX, FILE_OVERLAY, FILE_UPPER, OVERLAYFS_MAGIC};
+use monitor_common::{
+    exec::ARGUMENTS_BYTES_MAX,
+    file::{FILE_OVERLAY, FILE_UPPER, OVERLAYFS_MAGIC},
+};
 use nix::sys::stat::{major, minor};
 
 use super::{
     decode::split_arguments,
-    event::{Cgroup, Exec, File as ExecutedFile, FileFacts, Process},
+    event::{Cgroup, Code, Event, Exec, File as UsedFile, FileFacts, FileUse, Process},
+    hooks::HookSet,
     link,
 };
 use crate::clock;
@@ -33,8 +42,11 @@ const MEMORY: &[u8] = b"/memfd:";
 /// are placed by their mount namespace.
 const ROOT_CGROUP: u64 = 1;
 
+/// Files told of the mappings of one process; the rest is left out, aloud.
+const MAPPED_MAX: usize = 4096;
+
 /// Tells of each process that runs now. One that ends meanwhile is left out.
-pub(super) fn scan(host_mount_namespace: u32, mut tell: impl FnMut(Exec)) {
+pub(super) fn scan(host_mount_namespace: u32, mut tell: impl FnMut(Event)) {
     let Ok(entries) = fs::read_dir("/proc") else {
         return;
     };
@@ -43,84 +55,164 @@ pub(super) fn scan(host_mount_namespace: u32, mut tell: impl FnMut(Exec)) {
             .file_name()
             .to_str()
             .and_then(|name| name.parse().ok());
-        if let Some(exec) = pid.and_then(|pid| read(pid, host_mount_namespace)) {
-            tell(exec);
+        let process = pid.and_then(|pid| Running::read(pid, host_mount_namespace));
+        if let Some(process) = process {
+            let exec = process.exec();
+            let program = exec.as_ref().map(|exec| exec.used.file.facts.inode);
+            if let Some(exec) = exec {
+                tell(Event::Exec(Box::new(exec)));
+            }
+            process.mapped(program, |code| tell(Event::Code(Box::new(code))));
         }
     }
 }
 
-fn read(pid: u32, host_mount_namespace: u32) -> Option<Exec> {
-    let proc = Path::new("/proc").join(pid.to_string());
-    let mount_namespace = namespace(&proc, "mnt")?;
-    if mount_namespace == host_mount_namespace {
-        return None;
+/// A process that runs now.
+struct Running {
+    proc: PathBuf,
+    mounts: String,
+    process: Process,
+}
+
+impl Running {
+    fn read(pid: u32, host_mount_namespace: u32) -> Option<Self> {
+        let proc = Path::new("/proc").join(pid.to_string());
+        let mount_namespace = namespace(&proc, "mnt")?;
+        if mount_namespace == host_mount_namespace {
+            return None;
+        }
+        let stat = Stat::read(&proc)?;
+        let parent = Path::new("/proc").join(stat.parent_pid.to_string());
+        Some(Self {
+            mounts: text(&proc.join("mountinfo"))?,
+            process: Process {
+                pid,
+                start_boot_ns: stat.start_boot_ns,
+                parent_pid: stat.parent_pid,
+                parent_mount_namespace: namespace(&parent, "mnt").unwrap_or(0),
+                uid: fs::metadata(&proc).ok()?.uid(),
+                mount_namespace,
+                pid_namespace: namespace(&proc, "pid").unwrap_or(0),
+                root_device: 0,
+            },
+            proc,
+        })
     }
-    let (path, unlinked) = link::read(&proc.join("exe")).ok()?;
-    let stat = Stat::read(&proc)?;
-    let filesystem = filesystem_of(&text(&proc.join("mountinfo"))?, &path);
-    // Looking at a file of a remote filesystem may never return.
-    let is_local = filesystem
-        .as_ref()
-        .is_none_or(|filesystem| filesystem.is_local());
-    let program = if is_local {
-        open_path(&proc.join("exe"))
-    } else {
-        None
-    };
-    let (facts, uid) = facts(
-        program.as_ref(),
-        filesystem.as_ref(),
-        mount_namespace,
-        &proc,
-        path.starts_with(MEMORY),
-    )?;
-    Some(Exec {
-        time_boot_ns: clock::boot_ns(),
-        cgroup: Cgroup {
-            id: ROOT_CGROUP,
-            path: b"/".to_vec(),
-        },
-        process: Process {
-            pid,
-            start_boot_ns: stat.start_boot_ns,
-            parent_pid: stat.parent_pid,
-            parent_mount_namespace: namespace(
-                &Path::new("/proc").join(stat.parent_pid.to_string()),
-                "mnt",
-            )
-            .unwrap_or(0),
-            uid,
-            mount_namespace,
-            pid_namespace: namespace(&proc, "pid").unwrap_or(0),
-            root_device: facts.device,
-        },
-        file: ExecutedFile {
-            facts,
-            path_in_filesystem: path.clone(),
-            path,
-            path_truncated: false,
-            unlinked,
-        },
-        script: None,
-        arguments: split_arguments(&bytes(
-            &proc.join("cmdline"),
-            u64::from(ARGUMENTS_BYTES_MAX),
-        )?),
-        arguments_truncated: false,
-        already_running: true,
-        held: Vec::new(),
-        program: program.map(Into::into),
-    })
+
+    fn exec(&self) -> Option<Exec> {
+        let (mut used, program) = self.used(&self.proc.join("exe"))?;
+        used.process.root_device = used.file.facts.device;
+        let arguments = bytes(&self.proc.join("cmdline"), u64::from(ARGUMENTS_BYTES_MAX))?;
+        Some(Exec {
+            used,
+            script: None,
+            arguments: split_arguments(&arguments),
+            arguments_truncated: false,
+            held: Vec::new(),
+            program,
+        })
+    }
+
+    /// Tells each file that is mapped executable, once, but for the program.
+    fn mapped(&self, program: Option<u64>, mut tell: impl FnMut(Code)) {
+        let Some(maps) = text(&self.proc.join("maps")) else {
+            return;
+        };
+        let mut told = HashSet::new();
+        for mapping in maps.lines().filter_map(Mapping::parse) {
+            if told.len() >= MAPPED_MAX {
+                tracing::warn!(
+                    pid = self.process.pid,
+                    "more than {MAPPED_MAX} files are mapped executable, the rest is not judged"
+                );
+                return;
+            }
+            if !told.insert((mapping.device, mapping.inode)) {
+                continue;
+            }
+            let link = self.proc.join("map_files").join(mapping.range);
+            let Some((used, held)) = self.used(&link) else {
+                continue;
+            };
+            if program == Some(used.file.facts.inode) {
+                continue;
+            }
+            tell(Code {
+                used,
+                written: false,
+                is_anonymous: false,
+                mapping: (0, 0),
+                libraries: Vec::new(),
+                held,
+            });
+        }
+    }
+
+    /// The use of the file that a link in `/proc` leads to, and its descriptor.
+    fn used(&self, link: &Path) -> Option<(FileUse, Option<OwnedFd>)> {
+        let (path, unlinked) = link::read(link).ok()?;
+        let filesystem = filesystem_of(&self.mounts, &path);
+        // Looking at a file of a remote filesystem may never return.
+        let is_local = filesystem
+            .as_ref()
+            .is_none_or(|filesystem| filesystem.is_local());
+        let held = if is_local { open_path(link) } else { None };
+        let facts = facts(
+            held.as_ref(),
+            filesystem.as_ref(),
+            self.process.mount_namespace,
+            path.starts_with(MEMORY),
+        )?;
+        let used = FileUse {
+            time_boot_ns: clock::boot_ns(),
+            // What would have seen it.
+            hook: HookSet::Tracepoint,
+            cgroup: Cgroup {
+                id: ROOT_CGROUP,
+                path: b"/".to_vec(),
+            },
+            process: self.process.clone(),
+            file: UsedFile {
+                facts,
+                path_in_filesystem: path.clone(),
+                path,
+                path_truncated: false,
+                unlinked,
+            },
+            already_running: true,
+        };
+        Some((used, held.map(Into::into)))
+    }
+}
+
+/// A line of `/proc/PID/maps` about a file that is mapped executable.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    range: &'a str,
+    device: &'a str,
+    inode: &'a str,
+}
+
+impl<'a> Mapping<'a> {
+    /// `7f0e1000-7f0e2000 r-xp 00001000 fe:00 1234    /lib/x.so`
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let (range, permissions) = (fields.next()?, fields.next()?);
+        let (device, inode) = (fields.nth(1)?, fields.next()?);
+        (permissions.contains('x') && inode != "0").then_some(Self {
+            range,
+            device,
+            inode,
+        })
+    }
 }
 
 fn facts(
     program: Option<&File>,
     filesystem: Option<&Filesystem>,
     mount_namespace: u32,
-    proc: &Path,
     is_memory: bool,
-) -> Option<(FileFacts, u32)> {
-    let uid = fs::metadata(proc).ok()?.uid();
+) -> Option<FileFacts> {
     let mut facts = FileFacts {
         mount_namespace,
         link_count: 1,
@@ -150,7 +242,7 @@ fn facts(
             facts.device = device(major(metadata.dev()), minor(metadata.dev()))?;
         }
     }
-    Some((facts, uid))
+    Some(facts)
 }
 
 fn device(major: u64, minor: u64) -> Option<u32> {
@@ -273,6 +365,26 @@ fn text(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn executable_mappings_of_files_are_read() {
+        let check = |line: &str, expect: Option<(&str, &str, &str)>| {
+            let expect = expect.map(|(range, device, inode)| Mapping {
+                range,
+                device,
+                inode,
+            });
+            assert_eq!(Mapping::parse(line), expect, "{line}");
+        };
+        check(
+            "7f01-7f02 r-xp 00001000 fe:00 1234    /lib/a b.so",
+            Some(("7f01-7f02", "fe:00", "1234")),
+        );
+        check("7f01-7f02 r--p 00001000 fe:00 1234 /lib/a.so", None);
+        check("7f01-7f02 rwxp 00000000 00:00 0 ", None);
+        check("7ffc-7ffd r-xp 00000000 00:00 0 [vdso]", None);
+        check("broken", None);
+    }
 
     #[test]
     fn a_path_lies_on_the_nearest_and_newest_mount() {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use monitor::sensor::event::Exec;
+use monitor::sensor::event::Event;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::stat::{major, minor},
@@ -94,6 +94,11 @@ impl<'a> Container<'a> {
         self.directory.join("merged")
     }
 
+    /// Where the files of its image lie.
+    pub fn lower(&self) -> PathBuf {
+        self.directory.join("lower")
+    }
+
     /// Where its changed files lie.
     pub fn upper(&self) -> PathBuf {
         self.directory.join("upper")
@@ -110,12 +115,12 @@ impl<'a> Container<'a> {
         format!("/{}", name.display()).into_bytes()
     }
 
-    /// Runs a step (see [`crate::inside`]) in it, waits for its end and gives all execs in it.
+    /// Runs a step (see [`crate::inside`]) in it, waits for its end and gives all events in it.
     ///
     /// # Errors
     ///
     /// The step cannot be run, or events are missing.
-    pub fn run(&self, entry: Entry, step: &[&OsStr]) -> Result<Vec<Exec>> {
+    pub fn run(&self, entry: Entry, step: &[&OsStr]) -> Result<Vec<Event>> {
         static RUNS: AtomicU32 = AtomicU32::new(0);
         self.enter(entry, step)?;
         // The ring keeps the order of what happened one after the other: once this exec is there,
@@ -135,7 +140,7 @@ impl<'a> Container<'a> {
     /// # Errors
     ///
     /// As there.
-    pub fn shell(&self, line: &str) -> Result<Vec<Exec>> {
+    pub fn shell(&self, line: &str) -> Result<Vec<Event>> {
         let step = ["run", BUSYBOX, "sh", "-e", "-c", line].map(OsStr::new);
         self.run(Entry::Isolated, &step)
     }

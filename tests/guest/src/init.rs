@@ -35,13 +35,26 @@ const MOUNTS: [(&str, &str); 7] = [
     ("tmpfs", "/tmp"),
 ];
 
+/// A second program of tests, if the initramfs has it: real containers at a real daemon.
+const EVASIONS: &str = "/bin/evasions";
+
+/// What it is told: where programs are.
+const ENVIRONMENT: [(&str, &str); 3] = [
+    ("PATH", "/bin:/usr/bin:/sbin:/usr/sbin"),
+    ("MONITORD", "/bin/monitord"),
+    ("MONITORCTL", "/bin/monitorctl"),
+];
+
 /// Never returns: what it has to tell is on the console.
 pub fn run() -> ! {
-    let outcome = prepare().and_then(|()| tests());
-    match outcome {
-        Ok(status) if status.success() => {}
-        Ok(status) => report::note(&format!("the test process: {status}")),
+    match prepare() {
         Err(error) => report::note(&format!("PID 1: {error:#}")),
+        Ok(()) => {
+            tell("the tests", tests());
+            if Path::new(EVASIONS).exists() {
+                tell("the evasions", evasions());
+            }
+        }
     }
     // Returns only if the kernel refuses; the end of PID 1 is then a panic, which is told as well.
     let Err(error) = reboot(RebootMode::RB_POWER_OFF);
@@ -100,6 +113,22 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         fs::copy(from, to).with_context(|| format!("copying {}", from.display()))?;
     }
     Ok(())
+}
+
+fn tell(what: &str, outcome: Result<ExitStatus>) {
+    match outcome {
+        Ok(status) if status.success() => {}
+        Ok(status) => report::note(&format!("{what}: {status}")),
+        Err(error) => report::note(&format!("PID 1: {error:#}")),
+    }
+}
+
+fn evasions() -> Result<ExitStatus> {
+    Command::new(EVASIONS)
+        .arg("run")
+        .envs(ENVIRONMENT)
+        .status()
+        .context("starting the evasions")
 }
 
 fn tests() -> Result<ExitStatus> {

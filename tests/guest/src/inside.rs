@@ -5,15 +5,17 @@
 use std::{
     convert::Infallible,
     env,
-    ffi::{CString, OsStr, OsString},
+    ffi::{CString, OsStr, OsString, c_void},
     fs::{self, File},
     io::Write as _,
+    num::NonZeroUsize,
     os::{
         fd::AsFd,
         unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     },
     path::Path,
     process::ExitCode,
+    ptr::NonNull,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -23,6 +25,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::{
         memfd::{MFdFlags, memfd_create},
+        mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, mprotect},
         wait::{WaitStatus, waitpid},
     },
     unistd::{ForkResult, chdir, execv, execveat, fork, getgid, getuid, pivot_root},
@@ -33,6 +36,8 @@ use crate::container::mount_filesystem;
 /// The word on the command line that leads here.
 pub const INSIDE: &str = "inside";
 
+const PAGE_BYTES: usize = 4096;
+
 const USAGE: &str = "usage: guest inside ROOT CGROUP_PROCS isolated|direct|host STEP, where STEP is
   run PATH ARGUMENT...       execute PATH
   memfd PATH ARGUMENT...     execute a copy of PATH in memory
@@ -40,7 +45,12 @@ const USAGE: &str = "usage: guest inside ROOT CGROUP_PROCS isolated|direct|host 
   deep COUNT LENGTH PATH ARGUMENT...
                              execute a copy of PATH below COUNT directories with names that long
   user-overlay PATH ARGUMENT...
-                             execute PATH in an overlay mounted in a user namespace";
+                             execute PATH in an overlay mounted in a user namespace
+  map HOW PATH               map PATH executable, HOW is one of
+                             mapped      mmap with PROT_EXEC
+                             protected   mmap without, then mprotect over it and the page before
+                             written     the same of a private mapping that was written
+                             memory      a copy of PATH in memory, shared";
 
 /// How a container is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,8 +143,64 @@ fn take(step: &[OsString]) -> Result<Infallible> {
         }
         (b"deep", [count, length, step @ ..]) => deep(number(count)?, number(length)?, step),
         (b"user-overlay", [_, ..]) => user_overlay(step),
+        (b"map", [how, path]) => {
+            map(how, path)?;
+            std::process::exit(0)
+        }
         _ => bail!("{USAGE}"),
     }
+}
+
+fn map(how: &OsStr, path: &OsStr) -> Result<()> {
+    let mut file = File::open(path).with_context(|| format!("opening {path:?}"))?;
+    let (execute, read) = (ProtFlags::PROT_EXEC, ProtFlags::PROT_READ);
+    match how.as_bytes() {
+        b"mapped" => mapping(&file, read | execute, MapFlags::MAP_PRIVATE).map(drop),
+        b"memory" => {
+            let bytes = fs::read(path).with_context(|| format!("reading {path:?}"))?;
+            file = File::from(memfd_create(c"code", MFdFlags::MFD_CLOEXEC)?);
+            file.write_all(&bytes)?;
+            mapping(&file, read | execute, MapFlags::MAP_SHARED).map(drop)
+        }
+        b"protected" => {
+            let at = mapping(&file, read, MapFlags::MAP_PRIVATE)?;
+            protect(at, read | execute)
+        }
+        b"written" => {
+            let at = mapping(&file, read | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)?;
+            // SAFETY: the second page is the file's and writable.
+            unsafe { at.add(PAGE_BYTES).cast::<u8>().write_volatile(1) };
+            protect(at, read | execute)
+        }
+        _ => bail!("{USAGE}"),
+    }
+}
+
+/// Maps the first page of a file behind a page of memory that has no file; gives where that is.
+fn mapping(file: &File, protection: ProtFlags, flags: MapFlags) -> Result<NonNull<c_void>> {
+    let two = NonZeroUsize::MIN.saturating_add(2 * PAGE_BYTES - 1);
+    let one = NonZeroUsize::MIN.saturating_add(PAGE_BYTES - 1);
+    // SAFETY: the kernel chooses the place of the first, and the second replaces its second half.
+    unsafe {
+        let at = mmap_anonymous(None, two, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE)
+            .context("mapping memory")?;
+        let place = at.add(PAGE_BYTES).addr();
+        mmap(
+            Some(place),
+            one,
+            protection,
+            flags | MapFlags::MAP_FIXED,
+            file,
+            0,
+        )
+        .context("mapping the file")?;
+        Ok(at)
+    }
+}
+
+fn protect(at: NonNull<c_void>, protection: ProtFlags) -> Result<()> {
+    // SAFETY: nothing of this program lies there.
+    unsafe { mprotect(at, 2 * PAGE_BYTES, protection) }.context("changing the protection")
 }
 
 fn deep(count: usize, length: usize, step: &[OsString]) -> Result<Infallible> {

@@ -34,7 +34,8 @@ enum Kind {
 struct Hook {
     kind: Kind,
     name: String,
-    prototype: Prototype,
+    /// One for each form that a kernel may have.
+    prototypes: Vec<Prototype>,
 }
 
 /// Compares every hook of the programs with the running kernel.
@@ -54,10 +55,10 @@ pub fn check_all() -> Result<()> {
             Kind::Function => btf.function_prototype(&hook.name)?,
         };
         ensure!(
-            found == hook.prototype,
+            hook.prototypes.contains(&found),
             "{}: the kernel has {found:?}, the comment says {:?}",
             hook.name,
-            hook.prototype
+            hook.prototypes
         );
     }
     Ok(())
@@ -78,12 +79,12 @@ fn hooks(source: &str) -> Result<Vec<Hook>> {
         if let Some((rest, kind)) = attribute {
             let name = rest.split('"').nth(1);
             let name = name.with_context(|| format!("{line} names no hook"))?;
-            let prototype =
-                prototype_in(&comment).with_context(|| format!("{name}: {comment:?}"))?;
+            let prototypes =
+                prototypes_in(&comment).with_context(|| format!("{name}: {comment:?}"))?;
             hooks.push(Hook {
                 kind,
                 name: name.to_owned(),
-                prototype,
+                prototypes,
             });
         }
         if !line.starts_with("#[") {
@@ -93,11 +94,15 @@ fn hooks(source: &str) -> Result<Vec<Hook>> {
     Ok(hooks)
 }
 
-fn prototype_in(comment: &str) -> Result<Prototype> {
+/// Those of a comment, each between backticks: `` Kernel prototype: `…` or `…` ``.
+fn prototypes_in(comment: &str) -> Result<Vec<Prototype>> {
     let (_, rest) = comment
         .split_once("Kernel prototype: `")
         .context("the comment names no kernel prototype")?;
-    let text = rest.split('`').next().unwrap_or_default();
+    rest.split('`').step_by(2).map(prototype).collect()
+}
+
+fn prototype(text: &str) -> Result<Prototype> {
     let (head, parameters) = text
         .strip_suffix(')')
         .and_then(|text| text.split_once('('))
@@ -132,20 +137,26 @@ mod tests {
 /// Something else.
 fn other() {}
 /// Kernel prototype: `int file_open(const struct file *file,
-/// unsigned long **where)`.
+/// unsigned long **where)` or `int file_open(void)`.
 #[lsm(hook = "file_open")]
 pub fn open(ctx: LsmContext) -> i32 {
 "#;
         let expect = Hook {
             kind: Kind::Lsm,
             name: "file_open".to_owned(),
-            prototype: Prototype {
-                returns: "int".to_owned(),
-                parameters: vec![
-                    "const struct file *".to_owned(),
-                    "unsigned long **".to_owned(),
-                ],
-            },
+            prototypes: vec![
+                Prototype {
+                    returns: "int".to_owned(),
+                    parameters: vec![
+                        "const struct file *".to_owned(),
+                        "unsigned long **".to_owned(),
+                    ],
+                },
+                Prototype {
+                    returns: "int".to_owned(),
+                    parameters: Vec::new(),
+                },
+            ],
         };
         assert_eq!(hooks(source)?, [expect]);
         Ok(())

@@ -11,6 +11,8 @@ use std::{env, fs, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 
+use monitor::sensor::hooks::{SETS, kind_name, set_name};
+
 use crate::{observer::Observer, sensor_tests::SENSOR_TESTS};
 
 /// Prints something for people.
@@ -18,7 +20,7 @@ pub fn note(text: &str) {
     println!("GUEST note {}", one_line(text));
 }
 
-/// Runs all tests one after the other and prints how each ended.
+/// Runs all tests one after the other, with each set of hooks, and prints how each ended.
 ///
 /// # Errors
 ///
@@ -26,26 +28,35 @@ pub fn note(text: &str) {
 pub fn run_all() -> Result<ExitCode> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the version")?;
     note(&format!("kernel {}", kernel.trim_end()));
-    let observer = Observer::start(&env::current_exe()?)?;
-    for (name, instructions) in observer.sensor().verified_instructions() {
-        note(&format!(
-            "program {name}: {instructions} instructions verified"
-        ));
-    }
-    let mut failed = 0;
-    for (name, test) in SENSOR_TESTS {
-        match test(&observer) {
-            Ok(()) => println!("GUEST test {name} ok"),
-            Err(error) => {
-                failed += 1;
-                println!(
-                    "GUEST test {name} FAILED: {}",
-                    one_line(&format!("{error:#}"))
-                );
+    let (mut ran, mut failed) = (0, 0);
+    for set in SETS {
+        let observer = Observer::start(&env::current_exe()?, &[set])?;
+        let set = set_name(set);
+        for choice in observer.sensor().choices() {
+            let kind = kind_name(choice.kind);
+            let in_force = choice.set.map_or("no hook", set_name);
+            note(&format!("{set}: {kind} by {in_force} {:?}", choice.refused));
+        }
+        for (name, instructions) in observer.sensor().verified_instructions() {
+            note(&format!(
+                "{set}: program {name}: {instructions} instructions verified"
+            ));
+        }
+        for (name, test) in SENSOR_TESTS {
+            ran += 1;
+            match test(&observer) {
+                Ok(()) => println!("GUEST test {set}::{name} ok"),
+                Err(error) => {
+                    failed += 1;
+                    println!(
+                        "GUEST test {set}::{name} FAILED: {}",
+                        one_line(&format!("{error:#}"))
+                    );
+                }
             }
         }
     }
-    println!("GUEST end {} {failed}", SENSOR_TESTS.len());
+    println!("GUEST end {ran} {failed}");
     Ok(if failed == 0 {
         ExitCode::SUCCESS
     } else {

@@ -11,6 +11,7 @@ use guest::{
     observer::Observer,
     sensor_tests::{self, SensorTest},
 };
+use monitor::sensor::hooks::SETS;
 use tests::require;
 
 /// Runs a test with the one sensor of this process: hooks see the whole machine, so each sensor
@@ -22,7 +23,7 @@ fn run(test: SensorTest) -> Result<()> {
         match *started {
             Some(observer) => observer,
             None => {
-                let observer = Observer::start(Path::new(env!("CARGO_BIN_EXE_guest")))?;
+                let observer = Observer::start(Path::new(env!("CARGO_BIN_EXE_guest")), &SETS)?;
                 started.insert(Box::leak(Box::new(observer)))
             }
         }

@@ -1,13 +1,16 @@
 //! Runs inside the containers of the tests. Linked statically, so that it runs in an image that
 //! holds nothing else.
 
+mod memory;
+mod paths;
+
 use std::{
     env,
     ffi::{CString, OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::Write as _,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _, process::CommandExt as _},
     },
     process::{Command, ExitCode},
@@ -15,9 +18,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
-    fcntl::AtFlags,
+    fcntl::{AtFlags, OFlag},
     sys::memfd::{MFdFlags, memfd_create},
     unistd::execveat,
 };
@@ -29,7 +32,27 @@ const USAGE: &str = "usage: probe COMMAND
   exec-twice PATH [ARG]... execute this program again and from there PATH, all in one process
   memfd-exec PATH [ARG]... copy PATH into a memfd and execute that
   deleted-exec PATH [ARG].. copy this program to PATH, open it, remove it and execute the open file
-  run-copy PATH SALT [ARG].. copy this program to PATH, append SALT and execute it";
+  tmpfile-exec DIRECTORY [ARG]...
+                           copy this program into a file of DIRECTORY that never had a name, and
+                           execute that
+  run-copy PATH SALT [ARG].. copy this program to PATH, append SALT and execute it
+  thread-exec PATH [ARG]... execute PATH from another thread than the first
+  exec-at DIRECTORY NAME [ARG]...
+                           execute NAME relative to an open descriptor of DIRECTORY
+  exec-long COUNT PATH [ARG]...
+                           execute PATH with one argument more, of COUNT bytes
+  deep-exec COUNT LENGTH [ARG]...
+                           copy this program below COUNT directories with names of LENGTH bytes in
+                           the current one, append a byte and execute it
+  user-overlay SOURCE [ARG]...
+                           mount an overlay of /bin in a user namespace, copy SOURCE into it and
+                           execute the copy
+  map-file PATH            map PATH executable
+  map-memfd PATH           copy PATH into a memfd and map that executable
+  protect-written PATH     map PATH, write to the private mapping, make it executable
+  map-anonymous            write anonymous memory, then make it executable
+  flip PATH                change the last byte of PATH through a shared mapping
+  true [ARG]...            end at once";
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
@@ -48,10 +71,7 @@ fn run(arguments: &[OsString]) -> Result<()> {
     };
     match (command.as_bytes(), rest) {
         (b"sleep-ms", [milliseconds]) => {
-            let milliseconds = milliseconds
-                .to_str()
-                .and_then(|text| text.parse().ok())
-                .with_context(|| format!("not a number of milliseconds: {milliseconds:?}"))?;
+            let milliseconds = u64::try_from(number(milliseconds)?)?;
             thread::sleep(Duration::from_millis(milliseconds));
             Ok(())
         }
@@ -68,6 +88,32 @@ fn run(arguments: &[OsString]) -> Result<()> {
         }
         (b"memfd-exec", [path, rest @ ..]) => memfd_exec(path, rest),
         (b"deleted-exec", [path, rest @ ..]) => deleted_exec(path, rest),
+        (b"tmpfile-exec", [directory, rest @ ..]) => tmpfile_exec(directory, rest),
+        (b"thread-exec", [path, rest @ ..]) => {
+            thread::scope(|scope| scope.spawn(|| exec(path, rest)).join())
+                .map_err(|_| anyhow!("the thread panicked"))?
+        }
+        (b"exec-at", [directory, name, rest @ ..]) => exec_at(directory, name, rest),
+        (b"exec-long", [count, path, rest @ ..]) => {
+            let mut arguments = rest.to_vec();
+            arguments.push("x".repeat(number(count)?).into());
+            exec(path, &arguments)
+        }
+        (b"deep-exec", [count, length, rest @ ..]) => {
+            paths::enter_deep(number(count)?, number(length)?)?;
+            copy_self(OsStr::new("program"), b"x")?;
+            exec(OsStr::new("./program"), rest)
+        }
+        (b"user-overlay", [source, rest @ ..]) => {
+            let copy = paths::copy_into_user_overlay(source)?;
+            exec(copy.as_os_str(), rest)
+        }
+        (b"map-file", [path]) => memory::map_executable(&open(path)?),
+        (b"map-memfd", [path]) => memory::map_executable(&memfd(path)?),
+        (b"protect-written", [path]) => memory::protect_written(&open(path)?),
+        (b"map-anonymous", []) => memory::execute_written(),
+        (b"flip", [path]) => memory::flip_last_byte(path),
+        (b"true", _) => Ok(()),
         (b"run-copy", [path, salt, rest @ ..]) => {
             copy_self(path, salt.as_bytes())?;
             exec(path, rest)
@@ -95,11 +141,54 @@ fn exec_file(file: &impl AsFd, name: &OsStr, arguments: &[OsString]) -> Result<(
 }
 
 fn memfd_exec(path: &OsStr, arguments: &[OsString]) -> Result<()> {
+    exec_file(&memfd(path)?, path, arguments)
+}
+
+/// A file in memory with the bytes of `path`.
+fn memfd(path: &OsStr) -> Result<File> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {path:?}"))?;
     let descriptor: OwnedFd = memfd_create(c"probe", MFdFlags::MFD_CLOEXEC)?;
     let mut file = File::from(descriptor);
     file.write_all(&bytes)?;
-    exec_file(&file, path, arguments)
+    Ok(file)
+}
+
+fn tmpfile_exec(directory: &OsStr, arguments: &[OsString]) -> Result<()> {
+    let bytes = fs::read(env::current_exe()?).context("cannot read this program")?;
+    let mut writable = OpenOptions::new()
+        .write(true)
+        .mode(0o755)
+        .custom_flags(OFlag::O_TMPFILE.bits())
+        .open(directory)
+        .with_context(|| format!("cannot make a file without a name in {directory:?}"))?;
+    writable.write_all(&bytes)?;
+    // What is open for writing cannot be executed.
+    let file = File::open(format!("/proc/self/fd/{}", writable.as_raw_fd()))
+        .context("cannot open the file without a name")?;
+    drop(writable);
+    exec_file(&file, directory, arguments)
+}
+
+fn exec_at(directory: &OsStr, name: &OsStr, arguments: &[OsString]) -> Result<()> {
+    let directory = open(directory)?;
+    let name = CString::new(name.as_bytes())?;
+    let mut argv = vec![name.clone()];
+    for argument in arguments {
+        argv.push(CString::new(argument.as_bytes())?);
+    }
+    let environment: [CString; 0] = [];
+    match execveat(&directory, &name, &argv, &environment, AtFlags::empty())
+        .with_context(|| format!("cannot execute {name:?}"))? {}
+}
+
+fn open(path: &OsStr) -> Result<File> {
+    File::open(path).with_context(|| format!("cannot open {path:?}"))
+}
+
+fn number(text: &OsStr) -> Result<usize> {
+    text.to_str()
+        .and_then(|text| text.parse().ok())
+        .with_context(|| format!("not a number: {text:?}"))
 }
 
 fn deleted_exec(path: &OsStr, arguments: &[OsString]) -> Result<()> {

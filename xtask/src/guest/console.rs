@@ -21,12 +21,16 @@ pub(crate) struct Report {
     notes: Vec<String>,
     /// Each test and why it failed, if it did.
     tests: Vec<(String, Option<String>)>,
-    /// The closing line: tests run, and failed.
-    end: Option<(usize, usize)>,
+    /// What came of techniques of evasion: lines of a name, a tab and a cell of the document.
+    cells: Vec<String>,
+    /// The closing line of each program of tests: tests run, and failed.
+    ends: Vec<(usize, usize)>,
     /// Lines, the last [`LAST_LINES`] of them.
     last: VecDeque<String>,
     /// Ended by force.
     late: bool,
+    /// Programs of tests in the guest.
+    programs: usize,
 }
 
 impl Report {
@@ -50,10 +54,27 @@ impl Report {
             } else if let Some((name, reason)) = test.split_once(" FAILED: ") {
                 self.tests.push((name.to_owned(), Some(reason.to_owned())));
             }
+        } else if let Some(cell) = told.strip_prefix("cell ") {
+            self.cells.push(cell.to_owned());
         } else if let Some(end) = told.strip_prefix("end ") {
             let mut numbers = end.split(' ').map(|number| number.parse().ok());
-            self.end = numbers.next().flatten().zip(numbers.next().flatten());
+            let end = numbers.next().flatten().zip(numbers.next().flatten());
+            self.ends.extend(end);
         }
+    }
+
+    /// What came of techniques of evasion, see `tests/src/bin/evasions.rs`.
+    pub(crate) fn cells(&self) -> &[String] {
+        &self.cells
+    }
+
+    /// Adds a test that is not the guest's own.
+    pub(crate) fn add_test(&mut self, name: &str, outcome: Result<()>) {
+        let reason = outcome.err().map(|error| format!("{error:#}"));
+        let end = (1, usize::from(reason.is_some()));
+        self.tests.push((name.to_owned(), reason));
+        self.ends.push(end);
+        self.programs += 1;
     }
 
     /// Why what was told is not all there is to tell, if so.
@@ -63,14 +84,21 @@ impl Report {
         }
         let failed = self.tests.iter().filter(|(_, reason)| reason.is_some());
         let told = (self.tests.len(), failed.count());
-        match self.end {
-            None => Some("the guest ended before its tests did".to_owned()),
-            Some((0, _)) => Some("the guest ran no tests".to_owned()),
-            Some(end) if end != told => Some(format!(
-                "the guest's closing line tells of {} tests, {} failed, its other lines of {} and {}",
-                end.0, end.1, told.0, told.1
-            )),
-            Some(_) => None,
+        let sum = self
+            .ends
+            .iter()
+            .fold((0, 0), |sum, end| (sum.0 + end.0, sum.1 + end.1));
+        if self.ends.len() < self.programs {
+            Some("the guest ended before its tests did".to_owned())
+        } else if self.ends.iter().any(|(ran, _)| *ran == 0) {
+            Some("the guest ran no tests".to_owned())
+        } else if sum != told {
+            Some(format!(
+                "the guest's closing lines tell of {} tests, {} failed, its other lines of {} and {}",
+                sum.0, sum.1, told.0, told.1
+            ))
+        } else {
+            None
         }
     }
 
@@ -105,12 +133,13 @@ impl Report {
     }
 }
 
-/// Runs a guest and reads its console until it ends, or ends it at the deadline.
+/// Runs a guest with some programs of tests and reads its console until it ends, or ends it at the
+/// deadline.
 ///
 /// # Errors
 ///
 /// It cannot be started.
-pub(crate) fn watch(command: &mut Command, deadline: Duration) -> Result<Report> {
+pub(crate) fn watch(command: &mut Command, programs: usize, deadline: Duration) -> Result<Report> {
     let (console, writer) = std::io::pipe().context("making a pipe")?;
     let errors = writer.try_clone().context("making a pipe")?;
     command.stdin(Stdio::null()).stdout(writer).stderr(errors);
@@ -126,7 +155,10 @@ pub(crate) fn watch(command: &mut Command, deadline: Duration) -> Result<Report>
             }
         }
     });
-    let mut report = Report::default();
+    let mut report = Report {
+        programs,
+        ..Report::default()
+    };
     let end = Instant::now() + deadline;
     loop {
         match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -156,7 +188,7 @@ mod tests {
     fn check(line: &str, expect: (u64, u64), reason: Option<&str>) -> Result<()> {
         let mut command = Command::new("sh");
         command.args(["-c", line]);
-        let report = watch(&mut command, Duration::from_secs(2))?;
+        let report = watch(&mut command, 1, Duration::from_secs(2))?;
         assert_eq!((report.passed(), report.failed()), expect, "{line}");
         let incomplete = report.incomplete();
         match reason {
@@ -194,7 +226,7 @@ mod tests {
         check(
             &format!("{ok}; echo GUEST end 2 0"),
             (1, 1),
-            Some("tells of 2"),
+            Some("tell of 2"),
         )?;
         check(&format!("{ok}; exec sleep 60"), (1, 1), Some("in time"))
     }
@@ -203,7 +235,7 @@ mod tests {
     fn the_last_lines_are_kept() -> Result<()> {
         let mut command = Command::new("sh");
         command.args(["-c", "seq 1 100; echo why >&2"]);
-        let report = watch(&mut command, Duration::from_secs(10))?;
+        let report = watch(&mut command, 1, Duration::from_secs(10))?;
         assert_eq!(report.last.len(), LAST_LINES);
         assert_eq!(report.last.back().map(String::as_str), Some("why"));
         Ok(())

@@ -1,16 +1,25 @@
 //! The initramfs of a guest: its program, busybox and the modules, as a cpio archive in the `newc`
 //! form (`Documentation/driver-api/early-userspace/buffer-format.rst` of the kernel).
 
-use std::{fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
 use super::kernel::Kernel;
-use crate::setup;
+use crate::{run, setup};
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
+const LINK: u32 = 0o120_777;
+/// Knows which libraries a program needs.
+const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 /// Ends an archive.
 const TRAILER: &str = "TRAILER!!!";
 
@@ -19,13 +28,18 @@ const TRAILER: &str = "TRAILER!!!";
 /// # Errors
 ///
 /// A file of it cannot be read.
-pub(crate) fn build(init: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
-    let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
+pub(crate) fn build(init: &Path, extra: &Extra, kernel: &Kernel) -> Result<Vec<u8>> {
     let busybox = setup::on_path(setup::BUSYBOX).context("busybox is not on PATH")?;
     let mut archive = Archive::default();
-    archive.add("bin", DIRECTORY, &[])?;
-    archive.add("bin/busybox", PROGRAM, &read(&busybox)?)?;
-    archive.add("init", PROGRAM, &read(init)?)?;
+    archive.add_at(Path::new("/bin/busybox"), &read(&busybox)?)?;
+    archive.add_at(Path::new("/init"), &read(init)?)?;
+    for program in &extra.programs {
+        let name = program.file_name().context("a program without a name")?;
+        archive.add_at(&Path::new("/bin").join(name), &read(program)?)?;
+    }
+    for file in extra.files.iter().chain(&libraries(extra)?) {
+        archive.add_file(file)?;
+    }
     archive.add("modules", DIRECTORY, &[])?;
     // PID 1 loads them by the order of their names.
     for (number, module) in kernel.modules.iter().enumerate() {
@@ -34,13 +48,77 @@ pub(crate) fn build(init: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
     archive.finish()
 }
 
+/// What a guest holds beside its own program.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    /// Go to `/bin`.
+    pub(crate) programs: Vec<PathBuf>,
+    /// Keep their paths.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// The libraries that programs among these are linked to, as the loader finds them.
+fn libraries(extra: &Extra) -> Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::new();
+    for program in extra.programs.iter().chain(&extra.files) {
+        // It refuses what is linked statically or is no program: those need none.
+        let listed = run::answer(Command::new(LOADER).arg("--list").arg(program));
+        let listed = listed.unwrap_or_default();
+        let paths = listed
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'));
+        found.extend(paths.map(PathBuf::from));
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
 #[derive(Default)]
 struct Archive {
     bytes: Vec<u8>,
     inodes: u32,
+    added: BTreeSet<PathBuf>,
 }
 
 impl Archive {
+    /// Adds a file of this machine under its own path, and what it leads to if it is a link.
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        if self.added.contains(path) {
+            return Ok(());
+        }
+        let Ok(target) = fs::read_link(path) else {
+            return self.add_at(path, &read(path)?);
+        };
+        self.add_parents(path)?;
+        self.added.insert(path.to_owned());
+        self.add(relative(path)?, LINK, target.as_os_str().as_bytes())?;
+        let parent = path.parent().context("a link without a folder")?;
+        self.add_file(&parent.join(target))
+    }
+
+    /// Adds a program at an absolute path, and the folders above it.
+    fn add_at(&mut self, path: &Path, contents: &[u8]) -> Result<()> {
+        if !self.added.insert(path.to_owned()) {
+            return Ok(());
+        }
+        self.add_parents(path)?;
+        self.add(relative(path)?, PROGRAM, contents)
+    }
+
+    fn add_parents(&mut self, path: &Path) -> Result<()> {
+        let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
+        parents.pop();
+        for parent in parents.into_iter().rev() {
+            if self.added.insert(parent.to_owned()) {
+                self.add(relative(parent)?, DIRECTORY, &[])?;
+            }
+        }
+        Ok(())
+    }
+
     fn add(&mut self, name: &str, mode: u32, contents: &[u8]) -> Result<()> {
         self.inodes += 1;
         self.entry(name, mode, self.inodes, contents)
@@ -73,6 +151,12 @@ impl Archive {
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
+}
+
+/// As archives have it.
+fn relative(path: &Path) -> Result<&str> {
+    let name = path.strip_prefix("/").ok().and_then(Path::to_str);
+    name.with_context(|| format!("{} cannot be put into an archive", path.display()))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ const PREFIX: &str = "linux-image-";
 const SUFFIX: &str = "-cloud-amd64-unsigned";
 
 /// Modules that the tests need and that are not built in.
-const MODULES: [&str; 1] = ["overlay"];
+const MODULES: [&str; 2] = ["overlay", "binfmt_misc"];
 
 /// A kernel that can be booted.
 pub(crate) struct Kernel {

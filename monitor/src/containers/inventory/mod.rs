@@ -240,6 +240,12 @@ impl Inventory {
             .or_else(|| self.graveyard.container(serial))
     }
 
+    /// The running container whose mount namespace this is.
+    pub fn of_namespace(&self, mount_namespace: u32) -> Option<&Arc<Container>> {
+        let serial = self.mount_namespaces.get(&mount_namespace)?;
+        self.container(*serial)
+    }
+
     fn in_namespace(&self, mount_namespace: u32, time_boot_ns: u64) -> Option<u64> {
         self.mount_namespaces
             .get(&mount_namespace)

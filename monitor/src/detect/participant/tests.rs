@@ -1,5 +1,5 @@
 use super::*;
-use crate::detect::exec::tests::{exec, image, judged_with, sha256, shown};
+use crate::detect::file::tests::{exec, image, judged_with, sha256, shown};
 
 #[test]
 fn a_participant_is_judged_by_its_bytes() {

@@ -6,10 +6,14 @@
 )]
 
 use super::*;
+use crate::detect::Kind;
 use crate::{
-    containers::{ContainerKind, Identity, Task},
+    containers::{ContainerKind, Identity, Task, processes::tests::program},
     image::tests::{Tar, contents::contents, layer},
-    sensor::event::{Cgroup, File, FileFacts, Process},
+    sensor::{
+        event::{Cgroup, Exec, File, Process},
+        hooks::HookSet,
+    },
 };
 
 const HOST_NAMESPACE: u32 = 1;
@@ -26,8 +30,10 @@ pub(in crate::detect) fn sha256(bytes: &str) -> Sha256 {
 
 /// An exec as each case changes it: of `/bin/tool`, copied up.
 pub(crate) fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
-    let mut exec = Exec {
+    let used = FileUse {
         time_boot_ns: 7,
+        hook: HookSet::Tracepoint,
+        already_running: false,
         cgroup: Cgroup {
             id: 1,
             path: b"/default/c".to_vec(),
@@ -57,10 +63,12 @@ pub(crate) fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
             path_truncated: false,
             unlinked: false,
         },
+    };
+    let mut exec = Exec {
+        used,
         script: None,
         arguments: Vec::new(),
         arguments_truncated: false,
-        already_running: false,
         held: Vec::new(),
         program: None,
     };
@@ -92,25 +100,31 @@ pub(crate) fn container() -> Arc<Container> {
 }
 
 fn judged(exec: &Exec, bytes: &Bytes, expected: Expected<'_>) -> Judgement {
-    judged_bytes(exec, bytes, expected, judge)
+    judged_as(Role::Program, exec, bytes, expected, judge)
 }
 
+/// The same as a participant of the exec, or its script, is judged.
 pub(in crate::detect) fn judged_with(
     exec: &Exec,
     expected: Expected<'_>,
-    judge: impl FnOnce(&ExecFacts<'_>) -> Judgement,
+    judge: impl FnOnce(&UseFacts<'_>) -> Judgement,
 ) -> Judgement {
-    judged_bytes(exec, &Bytes::Hashed(sha256("program")), expected, judge)
+    let bytes = Bytes::Hashed(sha256("program"));
+    judged_as(Role::Program, exec, &bytes, expected, judge)
 }
 
-fn judged_bytes(
+fn judged_as(
+    role: Role,
     exec: &Exec,
     bytes: &Bytes,
     expected: Expected<'_>,
-    judge: impl FnOnce(&ExecFacts<'_>) -> Judgement,
+    judge: impl FnOnce(&UseFacts<'_>) -> Judgement,
 ) -> Judgement {
-    judge(&ExecFacts {
-        exec,
+    let mut program = program("/bin/sh", "sh");
+    program.script = exec.script.clone();
+    judge(&UseFacts {
+        used: &exec.used,
+        role,
         container: &container(),
         host_mount_namespace: HOST_NAMESPACE,
         runtime: &RuntimeFiles {
@@ -119,7 +133,10 @@ fn judged_bytes(
         },
         expected,
         bytes,
+        head: b"head",
+        libraries: &[],
         origin: Origin::Init,
+        program: Some(&program),
         ancestors: Vec::new(),
         hook: "tracepoint",
     })
@@ -128,8 +145,11 @@ fn judged_bytes(
 /// `kind severity verdict`, or what it is instead.
 pub(in crate::detect) fn shown(judgement: &Judgement) -> String {
     match judgement {
+        Judgement::Confirmed => "confirmed".to_owned(),
         Judgement::Good(verdict) => format!("good {verdict:?}"),
         Judgement::Runtime => "runtime".to_owned(),
+        Judgement::Jit => "jit".to_owned(),
+        Judgement::Cache => "cache".to_owned(),
         Judgement::Unverifiable => "unverifiable".to_owned(),
         Judgement::Finding(finding) => {
             let verdict = finding.file.as_ref().map(|file| file.verdict).unwrap();
@@ -155,7 +175,7 @@ fn a_file_is_judged_by_where_it_lies_and_what_it_holds() {
         assert_eq!(shown(&judgement), expect, "{exec:?}");
     };
     let upper = |path: &str| exec(path, |_| {});
-    let lower = |path: &str| exec(path, |exec| exec.file.facts.flags = FILE_OVERLAY);
+    let lower = |path: &str| exec(path, |exec| exec.used.file.facts.flags = FILE_OVERLAY);
 
     check(upper("/bin/tool"), "tool", "good MetadataChanged");
     check(
@@ -167,7 +187,7 @@ fn a_file_is_judged_by_where_it_lies_and_what_it_holds() {
     check(upper("/tmp/x"), "evil", "exec_added Critical Added");
     check(upper("/tmp/x"), "tool", "exec_added Medium Added");
 
-    check(lower("/bin/tool"), "tool", "good Image");
+    check(lower("/bin/tool"), "tool", "confirmed");
     // Somebody edited the unpacked layer on the host.
     check(
         lower("/bin/tool"),
@@ -177,8 +197,8 @@ fn a_file_is_judged_by_where_it_lies_and_what_it_holds() {
     check(lower("/bin/new"), "evil", "exec_added Critical Added");
     check(
         exec("/bin/gone", |exec| {
-            exec.file.facts.flags = FILE_OVERLAY;
-            exec.file.unlinked = true;
+            exec.used.file.facts.flags = FILE_OVERLAY;
+            exec.used.file.unlinked = true;
         }),
         "tool",
         "good Image",
@@ -186,34 +206,34 @@ fn a_file_is_judged_by_where_it_lies_and_what_it_holds() {
 
     let changed = |change: fn(&mut Exec)| exec("/bin/tool", change);
     check(
-        changed(|exec| exec.file.facts.link_count = 0),
+        changed(|exec| exec.used.file.facts.link_count = 0),
         "tool",
         "exec_memory Critical Memory",
     );
     check(
-        changed(|exec| exec.file.unlinked = true),
+        changed(|exec| exec.used.file.unlinked = true),
         "tool",
         "exec_memory Critical Memory",
     );
     check(
-        changed(|exec| exec.file.facts.mount_namespace = 0),
+        changed(|exec| exec.used.file.facts.mount_namespace = 0),
         "tool",
         "exec_memory Critical Memory",
     );
     // A volume mounted over a path of the image, even with the image's own bytes.
     check(
-        changed(|exec| exec.file.facts.device = OTHER_DEVICE),
+        changed(|exec| exec.used.file.facts.device = OTHER_DEVICE),
         "tool",
         "exec_volume Low Volume",
     );
     // A root without layers says nothing about where the bytes come from, their hash does.
     check(
-        changed(|exec| exec.file.facts.flags = 0),
+        changed(|exec| exec.used.file.facts.flags = 0),
         "tool",
         "good Image",
     );
     check(
-        changed(|exec| exec.file.facts.flags = 0),
+        changed(|exec| exec.used.file.facts.flags = 0),
         "evil",
         "exec_modified Critical Modified",
     );
@@ -223,7 +243,7 @@ fn a_file_is_judged_by_where_it_lies_and_what_it_holds() {
 fn the_path_in_the_filesystem_decides_and_the_path_seen_is_told() {
     let image = image();
     let exec = exec("/mnt/tool", |exec| {
-        exec.file.path_in_filesystem = b"/bin/tool".to_vec()
+        exec.used.file.path_in_filesystem = b"/bin/tool".to_vec()
     });
     let bytes = Bytes::Hashed(sha256("evil"));
     let Judgement::Finding(finding) = judged(&exec, &bytes, Expected::Verified(&image)) else {
@@ -242,8 +262,8 @@ fn in_the_hosts_namespace_only_the_runtime_itself_may_run() {
     let image = image();
     let check = |change: fn(&mut Exec), bytes: &str, expect: &str| {
         let exec = exec("/usr/sbin/runc", |exec| {
-            exec.process.mount_namespace = HOST_NAMESPACE;
-            exec.file.facts.flags = 0;
+            exec.used.process.mount_namespace = HOST_NAMESPACE;
+            exec.used.file.facts.flags = 0;
             change(exec);
         });
         let bytes = Bytes::Hashed(sha256(bytes));
@@ -253,18 +273,22 @@ fn in_the_hosts_namespace_only_the_runtime_itself_may_run() {
         );
     };
     let is_runc: fn(&mut Exec) = |exec| {
-        exec.file.facts.device = RUNC_DEVICE;
-        exec.file.facts.inode = RUNC_INODE;
+        exec.used.file.facts.device = RUNC_DEVICE;
+        exec.used.file.facts.inode = RUNC_INODE;
     };
     check(is_runc, "runc", "runtime");
     // A sealed copy in memory.
-    check(|exec| exec.file.facts.link_count = 0, "runc", "runtime");
+    check(
+        |exec| exec.used.file.facts.link_count = 0,
+        "runc",
+        "runtime",
+    );
     // Overwritten in place.
     check(
         |exec| {
-            exec.file.facts.device = RUNC_DEVICE;
-            exec.file.facts.inode = RUNC_INODE;
-            exec.file.facts.changed_s = 1;
+            exec.used.file.facts.device = RUNC_DEVICE;
+            exec.used.file.facts.inode = RUNC_INODE;
+            exec.used.file.facts.changed_s = 1;
         },
         "evil",
         "exec_added Critical Added",
@@ -272,7 +296,7 @@ fn in_the_hosts_namespace_only_the_runtime_itself_may_run() {
     // Its name alone counts for nothing.
     check(|_| {}, "evil", "exec_added Critical Added");
     check(
-        |exec| exec.file.facts.inode = RUNC_INODE,
+        |exec| exec.used.file.facts.inode = RUNC_INODE,
         "evil",
         "exec_added Critical Added",
     );
@@ -285,7 +309,7 @@ fn what_is_not_known_is_said_and_nothing_is_made_up() {
     let check = |exec: Exec, expected: Expected<'_>, expect: &str| {
         assert_eq!(shown(&judged(&exec, &gone, expected)), expect, "{exec:?}");
     };
-    let upper = |path: &str, size: u64| exec(path, |exec| exec.file.facts.size = size);
+    let upper = |path: &str, size: u64| exec(path, |exec| exec.used.file.facts.size = size);
     let verified = Expected::Verified(&image);
     check(upper("/tmp/x", 4), verified, "exec_added Critical Added");
     // Another length is another file; the same length proves nothing.
@@ -300,7 +324,9 @@ fn what_is_not_known_is_said_and_nothing_is_made_up() {
         "content_unverifiable Medium Unverifiable",
     );
     check(
-        exec("/bin/tool", |exec| exec.file.facts.flags = FILE_OVERLAY),
+        exec("/bin/tool", |exec| {
+            exec.used.file.facts.flags = FILE_OVERLAY
+        }),
         verified,
         "good Image",
     );
@@ -312,14 +338,134 @@ fn what_is_not_known_is_said_and_nothing_is_made_up() {
         "content_unverifiable Medium Unverifiable",
     );
     check(
-        exec("/bin/tool", |exec| exec.file.facts.link_count = 0),
+        exec("/bin/tool", |exec| exec.used.file.facts.link_count = 0),
         unavailable,
         "exec_memory Critical Memory",
     );
     check(upper("/tmp/x", 4), Expected::NoImage, "unverifiable");
     check(
-        exec("/x", |exec| exec.file.facts.link_count = 0),
+        exec("/x", |exec| exec.used.file.facts.link_count = 0),
         Expected::NoImage,
         "exec_memory Critical Memory",
+    );
+}
+
+/// Path, bytes, what else changes, and what comes of it.
+type Case = (&'static str, &'static str, fn(&mut FileUse), &'static str);
+
+/// A use of a file as anything but a program, as each case changes it.
+fn check_uses(role: Role, cases: &[Case]) {
+    let image = image();
+    for (path, bytes, change, expect) in cases {
+        let exec = exec(path, |exec| change(&mut exec.used));
+        let bytes = match *bytes {
+            "" => Bytes::Gone("too long".to_owned()),
+            "remembered" => Bytes::Remembered,
+            bytes => Bytes::Hashed(sha256(bytes)),
+        };
+        let judgement = judged_as(role, &exec, &bytes, Expected::Verified(&image), judge);
+        assert_eq!(shown(&judgement), *expect, "{role:?} {path} {exec:?}");
+    }
+}
+
+const UPPER: fn(&mut FileUse) = |_| {};
+const LOWER: fn(&mut FileUse) = |used| used.file.facts.flags = FILE_OVERLAY;
+const VOLUME: fn(&mut FileUse) = |used| used.file.facts.device = OTHER_DEVICE;
+const DELETED: fn(&mut FileUse) = |used| used.file.facts.link_count = 0;
+const MEMFD: fn(&mut FileUse) = |used| used.file.facts.mount_namespace = 0;
+const OF_HOST: fn(&mut FileUse) = |used| used.process.mount_namespace = HOST_NAMESPACE;
+
+#[test]
+fn mapped_code_is_judged_by_where_it_lies_and_what_it_holds() {
+    check_uses(
+        Role::Code { written: false },
+        &[
+            ("/bin/tool", "tool", LOWER, "confirmed"),
+            ("/bin/tool", "", LOWER, "good Image"),
+            ("/bin/tool", "remembered", LOWER, "good Image"),
+            (
+                "/bin/tool",
+                "evil",
+                LOWER,
+                "code_modified Critical Modified",
+            ),
+            ("/bin/tool", "tool", UPPER, "good MetadataChanged"),
+            (
+                "/bin/tool",
+                "evil",
+                UPPER,
+                "code_modified Critical Modified",
+            ),
+            ("/bin/sh", "evil", UPPER, "code_modified Critical Modified"),
+            ("/tmp/x.so", "evil", UPPER, "code_added High Added"),
+            ("/tmp/x.so", "tool", UPPER, "code_added High Added"),
+            ("/tmp/x.so", "", UPPER, "code_added High Added"),
+            (
+                "/bin/tool",
+                "",
+                UPPER,
+                "content_unverifiable Medium Unverifiable",
+            ),
+            ("/bin/tool", "tool", VOLUME, "code_volume Low Volume"),
+            ("/tmp/x.so", "evil", DELETED, "code_memory High Memory"),
+            ("/memfd:x", "evil", MEMFD, "code_memory High Memory"),
+            ("/memfd:x", "", MEMFD, "code_memory High Memory"),
+            // Anonymous memory in a file's clothes.
+            ("/dev/zero", "", DELETED, "jit"),
+            ("/tmp/x.so", "evil", OF_HOST, "code_added High Added"),
+        ],
+    );
+    check_uses(
+        Role::Code { written: true },
+        &[
+            ("/bin/tool", "tool", LOWER, "code_memory High Memory"),
+            ("/tmp/x.so", "evil", UPPER, "code_memory High Memory"),
+            ("/tmp/x.so", "evil", VOLUME, "code_memory High Memory"),
+        ],
+    );
+}
+
+#[test]
+fn scripts_are_judged_by_where_they_lie_and_what_they_hold() {
+    check_uses(
+        Role::Script,
+        &[
+            ("/bin/tool", "tool", LOWER, "confirmed"),
+            (
+                "/bin/tool",
+                "evil",
+                LOWER,
+                "script_modified Critical Modified",
+            ),
+            ("/bin/tool", "tool", UPPER, "good MetadataChanged"),
+            (
+                "/bin/tool",
+                "evil",
+                UPPER,
+                "script_modified Critical Modified",
+            ),
+            ("/tmp/x", "evil", UPPER, "script_added High Added"),
+            ("/tmp/x", "", UPPER, "script_added High Added"),
+            ("/tmp/x", "evil", VOLUME, "script_volume Info Volume"),
+            ("/tmp/x", "evil", DELETED, "script_added High Memory"),
+            ("/memfd:x", "evil", MEMFD, "script_added High Memory"),
+        ],
+    );
+    check_uses(
+        Role::Sourced,
+        &[
+            ("/bin/tool", "tool", LOWER, "confirmed"),
+            ("/bin/tool", "tool", UPPER, "good MetadataChanged"),
+            ("/bin/tool", "evil", UPPER, "script_modified High Modified"),
+            ("/tmp/x", "evil", UPPER, "script_added Medium Added"),
+            ("/tmp/x", "evil", VOLUME, "script_volume Info Volume"),
+            ("/tmp/x", "evil", DELETED, "script_added Medium Memory"),
+            (
+                "/bin/tool",
+                "",
+                UPPER,
+                "content_unverifiable Low Unverifiable",
+            ),
+        ],
     );
 }

@@ -1,0 +1,461 @@
+//! The owner's part for what the sensor tells: places each use of a file, has it read, and judges
+//! it.
+
+use std::{sync::Arc, time::Instant};
+
+use monitor_common::{
+    CgroupFacts, CgroupState, Hook,
+    file::{FILE_OVERLAY, FILE_UPPER},
+};
+use tokio::task::{Id, JoinError};
+
+use super::{
+    bytes::{Layers, Request},
+    find::Wanted,
+    owner::{Owner, WAITING_MAX, contents},
+    state::{Done, Pending, ReadUse, What, creation},
+};
+use crate::{
+    containers::{
+        Container, Identity,
+        inventory::{Place, PlacedBy},
+    },
+    detect::{
+        FileVerdict, Finding,
+        file::{self, Expected, Judgement, UseFacts},
+        participant::{self, Participant},
+        role::Role,
+        script::{self, Opened, Use},
+    },
+    sensor::{
+        event::{Event, FileFacts, FileUse},
+        hooks,
+    },
+};
+
+/// Bytes of a file of the image that is only data: a longer one is not hashed so that the kernel
+/// side may remember it, and goes on being told.
+const DATA_BYTES_MAX: u64 = 4 << 20;
+
+impl Owner {
+    pub(super) fn event(&mut self, event: Event) {
+        self.state.counts.received += 1;
+        let host = self.host_mount_namespace;
+        match event {
+            Event::Exec(exec) => {
+                let known = self.state.processes.executed(&exec, host);
+                self.place(pending(What::Exec(exec), known));
+            }
+            Event::Code(code) => {
+                let known = self.state.processes.acted(&code.used.process, host);
+                self.place(pending(What::Code(code), known));
+            }
+            Event::Open(open) => {
+                let known = self.state.processes.acted(&open.used.process, host);
+                let used_as = script::judge(&Opened {
+                    program: known.program.as_deref(),
+                    path: &open.used.file.path,
+                    is_standard_input: open.is_standard_input,
+                });
+                let may_wait = !is_lower(&open.used.file.facts);
+                let pending = pending(What::Open(open, used_as), known);
+                let is_sourced = matches!(used_as, Use::Sourced(_));
+                if may_wait && is_sourced && self.sees(Hook::Source) {
+                    self.hold_sourced(pending);
+                } else {
+                    self.place(pending);
+                }
+            }
+            Event::Source(source) => {
+                let shown = self.state.sourced.shown(&source);
+                for pending in shown.run {
+                    self.place(pending);
+                }
+                for _ in 0..shown.data {
+                    self.count(&Judgement::Good(FileVerdict::Image), true);
+                }
+                self.note();
+            }
+            Event::Fork(fork) => {
+                self.state.processes.forked(fork);
+                self.note();
+            }
+            Event::Exit(exit) => {
+                self.state.processes.exited(exit);
+                self.note();
+            }
+        }
+        let effects = self.inventory.take_effects();
+        self.carry_out(effects);
+        self.begin_listing();
+    }
+
+    fn note(&mut self) {
+        self.state.counts.noted += 1;
+        self.state.counts.judged += 1;
+    }
+
+    /// Has a file that a shell reads wait for a sign that it runs it, and takes hold of it meanwhile.
+    fn hold_sourced(&mut self, pending: Pending) {
+        let used = pending.what.used();
+        let place = self.inventory.place(
+            &used.cgroup,
+            used.process.mount_namespace,
+            used.time_boot_ns,
+        );
+        let wanted = match (&pending.what, place) {
+            (What::Open(open, _), Place::Container { container, .. }) if open.held.is_none() => {
+                Some(wanted(used, &container))
+            }
+            _ => None,
+        };
+        let (number, oldest) = self.state.sourced.hold(pending);
+        if let Some(mut wanted) = wanted {
+            self.state.in_flight.spawn_blocking(move || {
+                wanted.hold();
+                Done::Held(number, wanted.path_only)
+            });
+        }
+        if let Some(oldest) = oldest {
+            self.place(oldest);
+        }
+    }
+
+    /// Lets go of what shells read and showed no sign of running.
+    pub(super) fn drop_due(&mut self) {
+        while self.state.sourced.pop_due(Instant::now()).is_some() {
+            self.count(&Judgement::Good(FileVerdict::Image), true);
+        }
+    }
+
+    pub(super) fn place(&mut self, mut pending: Pending) {
+        let used = pending.what.used();
+        match self.inventory.place(
+            &used.cgroup,
+            used.process.mount_namespace,
+            used.time_boot_ns,
+        ) {
+            Place::Container { container, by } if container.identity != Identity::Pending => {
+                self.state.processes.placed(&used.process, &container);
+                if by == PlacedBy::Cgroup {
+                    let is_exec = matches!(pending.what, What::Exec(_));
+                    self.tell_container(used.cgroup.id, &container, is_exec);
+                }
+                match self.lives_in(used, &container) {
+                    Some(other) => {
+                        pending.visitor_of = Some(container);
+                        self.read(pending, other);
+                    }
+                    None => self.read(pending, container),
+                }
+            }
+            // It may have left its container's cgroup and mount namespace.
+            Place::Host
+                if let Some(container) = self.state.processes.container_of(&used.process) =>
+            {
+                self.read(pending, container);
+            }
+            Place::Host => {
+                self.state.counts.host += 1;
+                self.state.processes.forget(&used.process);
+                if used.process.mount_namespace == self.host_mount_namespace {
+                    self.tell_host(used.cgroup.id);
+                }
+            }
+            // Nothing will be said of it, whoever it is of.
+            Place::Unknown | Place::Container { .. } if is_data(&pending.what) => {
+                self.count(&Judgement::Good(FileVerdict::Image), true);
+            }
+            Place::Unknown if self.is_before_coverage(used) => {
+                self.state.counts.before_coverage += 1;
+            }
+            Place::Unknown | Place::Container { .. } => {
+                if self.state.waiting.len() >= WAITING_MAX {
+                    self.state.waiting.pop_front();
+                    self.state.counts.expired_unknown += 1;
+                }
+                self.state.waiting.push_back(pending);
+            }
+        }
+    }
+
+    /// The other container in which a process of `container`'s cgroup lives: by its mount namespace
+    /// and the file that it uses. It was moved to this cgroup, or went into that container.
+    fn lives_in(&self, used: &FileUse, container: &Arc<Container>) -> Option<Arc<Container>> {
+        let other = self.inventory.of_namespace(used.process.mount_namespace)?;
+        let root_device = other.task.as_ref().and_then(|task| task.root_device);
+        let is_other = creation(other) != creation(container)
+            && other.identity != Identity::Pending
+            && root_device == Some(used.file.facts.device);
+        is_other.then(|| Arc::clone(other))
+    }
+
+    /// Whether a listing that could have told whose an event is has told nothing.
+    fn is_before_coverage(&self, used: &FileUse) -> bool {
+        let told_since_ns = self.inventory.told_since_boot_ns();
+        self.state.listed && told_since_ns != u64::MAX && used.time_boot_ns < told_since_ns
+    }
+
+    fn tell_host(&mut self, cgroup: u64) {
+        let facts = CgroupFacts {
+            state: CgroupState::Host as u32,
+            root_device: 0,
+        };
+        self.tell_kernel(cgroup, facts);
+    }
+
+    /// Has the kernel side keep what it remembers of the container's root to itself. It may forget
+    /// a cgroup, so it is told again with each exec.
+    fn tell_container(&mut self, cgroup: u64, container: &Container, again: bool) {
+        let root_device = container.task.as_ref().and_then(|task| task.root_device);
+        let Some(root_device) = root_device else {
+            return;
+        };
+        let facts = CgroupFacts {
+            state: CgroupState::Container as u32,
+            root_device,
+        };
+        if again || self.state.told_cgroups.get(&cgroup) != Some(&facts) {
+            self.state.told_cgroups.put(cgroup, facts);
+            self.tell_kernel(cgroup, facts);
+        }
+    }
+
+    fn tell_kernel(&mut self, cgroup: u64, facts: CgroupFacts) {
+        if let Some(sensor) = &mut self.sensor
+            && let Err(error) = sensor.set_cgroup(cgroup, facts)
+        {
+            tracing::warn!(%error, cgroup, "cannot tell the kernel side whose a cgroup is; more of its events are sent than are needed");
+        }
+    }
+
+    /// Starts reading what the verdict on a use depends on.
+    fn read(&mut self, mut pending: Pending, container: Arc<Container>) {
+        let facts = pending.what.used().file.facts;
+        if is_data(&pending.what) && !(is_lower(&facts) && facts.size <= DATA_BYTES_MAX) {
+            self.count(&Judgement::Good(FileVerdict::Image), true);
+            return;
+        }
+        let (held, path_only) = match &mut pending.what {
+            What::Exec(exec) => (std::mem::take(&mut exec.held), exec.program.take()),
+            What::Code(code) => (Vec::new(), code.held.take()),
+            What::Open(open, _) => (Vec::new(), open.held.take()),
+        };
+        let image = container.identity.contents_of().cloned();
+        let is_anonymous = pending.what.role() == Role::Anonymous;
+        let request = Request {
+            container: creation(&container),
+            is_anonymous,
+            wanted: Wanted {
+                path_only,
+                ..wanted(pending.what.used(), &container)
+            },
+            held,
+            layers: image.as_ref().map(|image| Layers {
+                chain_id: image.chain_id,
+                created_unix_ns: container.created_unix_ns,
+            }),
+        };
+        let (bytes, images) = (Arc::clone(&self.bytes), Arc::clone(&self.images));
+        let handle = self.state.in_flight.spawn(async move {
+            let contents = async {
+                match &image {
+                    Some(image) => {
+                        Some(contents(&images, &container.runtime_namespace, image).await)
+                    }
+                    None => None,
+                }
+            };
+            let (files, contents) = tokio::join!(bytes.read(request), contents);
+            Done::Use(Box::new(ReadUse {
+                pending,
+                container,
+                files,
+                contents,
+            }))
+        });
+        self.state.uses_in_flight.insert(handle.id());
+    }
+
+    pub(super) fn done(&mut self, done: Result<(Id, Done), JoinError>) {
+        let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let was_use = self.state.uses_in_flight.remove(&id);
+        match done {
+            Ok((_, Done::Use(read))) => self.judge(*read),
+            Ok((_, Done::Held(number, file))) => self.state.sourced.held(number, file),
+            Ok((_, Done::Contents { result: Ok(_), .. })) => {}
+            Ok((
+                _,
+                Done::Contents {
+                    container,
+                    result: Err(error),
+                },
+            )) => {
+                self.tell_unavailable(&container, &error);
+            }
+            // Only a defect of this program ends a task early.
+            Err(error) => {
+                self.state.counts.failed += u64::from(was_use);
+                tracing::error!(%error, "a defect of monitord: what became code could not be read");
+            }
+        }
+    }
+
+    fn judge(&mut self, read: ReadUse) {
+        let ReadUse {
+            pending,
+            container,
+            files,
+            contents,
+        } = read;
+        let (what, known) = (&pending.what, pending.known);
+        let used = what.used();
+        let reason = match &contents {
+            Some(Err(error)) => error.to_string(),
+            _ => String::new(),
+        };
+        let facts = UseFacts {
+            used,
+            role: what.role(),
+            container: &container,
+            host_mount_namespace: self.host_mount_namespace,
+            runtime: &self.runtime,
+            expected: match &contents {
+                Some(Ok(contents)) => Expected::Verified(contents),
+                Some(Err(_)) => Expected::Unavailable(&reason),
+                None => Expected::NoImage,
+            },
+            bytes: &files.bytes,
+            head: &files.head,
+            libraries: what.libraries(),
+            origin: known.origin(&used.process, &container),
+            program: known.program.as_deref(),
+            ancestors: known.ancestors,
+            hook: hooks::set_name(used.hook),
+        };
+        let mut judgement = file::judge(&facts);
+        // What another container's image holds is no part of the visitor's own.
+        if let Some(container) = &pending.visitor_of
+            && matches!(judgement, Judgement::Good(_) | Judgement::Confirmed)
+        {
+            judgement = file::judge(&UseFacts {
+                container,
+                expected: Expected::NoImage,
+                ..facts.clone()
+            });
+        }
+        let mut participants: Vec<Judgement> = files
+            .participants
+            .iter()
+            .map(|participant| participant::judge(&facts, participant))
+            .collect();
+        if let What::Exec(exec) = what {
+            let is_script = |participant: &Participant| participant.role == Role::Script;
+            let is_held = files.participants.iter().any(is_script);
+            if exec.script.is_some() && !is_held && !self.sees(Hook::Open) {
+                participants.push(participant::judge_unheld_script(&facts));
+            }
+            if let Some(program) = &known.program {
+                program.judged(matches!(
+                    judgement,
+                    Judgement::Good(_) | Judgement::Confirmed
+                ));
+            }
+        }
+        let role = facts.role;
+        if judgement == Judgement::Confirmed && files.is_settled {
+            self.remember(&used.file.facts);
+        }
+        let is_binary = role == Role::Sourced && !script::is_text(&files.head);
+        let is_data = is_data(what) || is_binary;
+        self.count(&judgement, is_data);
+        let own = (role == Role::Program, judgement);
+        let others = participants.into_iter().map(|judgement| (false, judgement));
+        for (is_exec, judgement) in others.chain([own]) {
+            if let Judgement::Finding(finding) = judgement
+                && !is_data
+                && (is_exec || self.is_new(used, &finding))
+            {
+                self.raise(&finding);
+            }
+        }
+    }
+
+    fn count(&mut self, judgement: &Judgement, is_data: bool) {
+        let counts = &mut self.state.counts;
+        counts.judged += 1;
+        let counter = match judgement {
+            _ if is_data => &mut counts.data,
+            Judgement::Good(FileVerdict::MetadataChanged) => &mut counts.metadata_changed,
+            Judgement::Good(_) | Judgement::Confirmed => &mut counts.image,
+            Judgement::Runtime => &mut counts.runtime,
+            Judgement::Jit => &mut counts.jit,
+            Judgement::Cache => &mut counts.caches,
+            Judgement::Unverifiable => &mut counts.unverifiable,
+            Judgement::Finding(_) => return,
+        };
+        *counter += 1;
+    }
+
+    fn sees(&self, kind: Hook) -> bool {
+        self.sensor.as_ref().is_some_and(|sensor| {
+            let mut choices = sensor.choices().iter();
+            choices.any(|choice| choice.kind == kind && choice.set.is_some())
+        })
+    }
+
+    fn remember(&mut self, facts: &FileFacts) {
+        if let Some(sensor) = &mut self.sensor
+            && let Err(error) = sensor.remember(facts)
+        {
+            tracing::warn!(%error, "cannot have the kernel side remember a file of an image; it goes on being told");
+        }
+    }
+
+    /// Whether a finding beside an exec's own was not raised of this process before.
+    fn is_new(&mut self, used: &FileUse, finding: &Finding) -> bool {
+        let Some(file) = &finding.file else {
+            return true;
+        };
+        let raised = &mut self.state.raised;
+        let mut is_new = |seen| {
+            let key = (used.process.id(), finding.kind, file.path.clone(), seen);
+            raised.put(key, ()).is_none()
+        };
+        // Of a file that could not be read no more is known than that it was used.
+        let is_first = is_new(None);
+        match file.seen {
+            Some(seen) => is_new(Some(seen)),
+            None => is_first,
+        }
+    }
+}
+
+fn pending(what: What, known: crate::containers::processes::Known) -> Pending {
+    Pending {
+        since: Instant::now(),
+        what,
+        known,
+        visitor_of: None,
+    }
+}
+
+/// A used file, of which nothing is held yet.
+fn wanted(used: &FileUse, container: &Container) -> Wanted {
+    let (file, task) = (&used.file, container.task.as_ref());
+    Wanted {
+        facts: file.facts,
+        path_only: None,
+        path: (!file.path_truncated && !file.unlinked).then(|| file.path_in_filesystem.clone()),
+        root_device: task.and_then(|task| task.root_device),
+        rootfs: task.and_then(|task| task.rootfs.clone()),
+    }
+}
+
+fn is_lower(facts: &FileFacts) -> bool {
+    facts.flags & (FILE_OVERLAY | FILE_UPPER) == FILE_OVERLAY
+}
+
+fn is_data(what: &What) -> bool {
+    matches!(what, What::Open(_, Use::Data))
+}

@@ -1,0 +1,253 @@
+//! Where the kernel lets events be seen: which hooks there are for each kind of event, which of
+//! them the running kernel accepts, and what each does not see.
+
+use monitor_common::Hook;
+pub use monitor_common::HookSet;
+
+/// All sets, best first.
+pub const SETS: [HookSet; 3] = [HookSet::Lsm, HookSet::Fentry, HookSet::Tracepoint];
+
+/// As alerts and documents name a set.
+pub fn set_name(set: HookSet) -> &'static str {
+    match set {
+        HookSet::Lsm => "lsm",
+        HookSet::Fentry => "fentry",
+        HookSet::Tracepoint => "tracepoint",
+    }
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Lsm(&'static str),
+    Function(&'static str),
+    Tracepoint(&'static str),
+}
+
+/// A program of the object, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Program {
+    pub(super) name: &'static str,
+    pub(super) place: Place,
+}
+
+/// One way to see a kind of event: all of its programs, or it is none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    pub(super) set: HookSet,
+    pub(super) programs: &'static [Program],
+}
+
+const fn program(name: &'static str, place: Place) -> Program {
+    Program { name, place }
+}
+
+/// What sees the end of system calls, for whatever is set in `AT_SYSCALLS`.
+pub(super) const AT_SYSCALLS: &str = "syscall_tracepoint";
+const SYSCALLS: Program = program(AT_SYSCALLS, Place::Tracepoint("sys_exit"));
+
+/// The kinds of events in the order in which they are attached: whoever is told of an open knows
+/// the exec.
+pub const KINDS: [Hook; 6] = [
+    Hook::Fork,
+    Hook::Exit,
+    Hook::Exec,
+    Hook::Source,
+    Hook::Code,
+    Hook::Open,
+];
+
+/// As documents and the API name a kind of event.
+pub fn kind_name(kind: Hook) -> &'static str {
+    match kind {
+        Hook::Exec => "exec",
+        Hook::Code => "code",
+        Hook::Open => "open",
+        Hook::Source => "source",
+        Hook::Fork => "fork",
+        Hook::Exit => "exit",
+    }
+}
+
+/// The ways to see each kind of event, best first. No hook of the security framework sees
+/// what becomes of a descriptor, and none of the better sets sees more of processes than the tracepoints do.
+static WAYS: &[(Hook, &[Way])] = &[
+    (
+        Hook::Exec,
+        &[
+            Way {
+                set: HookSet::Lsm,
+                programs: &[program("exec_lsm", Place::Lsm("bprm_committed_creds"))],
+            },
+            Way {
+                set: HookSet::Fentry,
+                programs: &[program(
+                    "exec_fentry",
+                    Place::Function("security_bprm_committed_creds"),
+                )],
+            },
+            Way {
+                set: HookSet::Tracepoint,
+                programs: &[program(
+                    "exec_tracepoint",
+                    Place::Tracepoint("sched_process_exec"),
+                )],
+            },
+        ],
+    ),
+    (
+        Hook::Code,
+        &[
+            Way {
+                set: HookSet::Lsm,
+                programs: &[
+                    program("code_lsm", Place::Lsm("mmap_file")),
+                    program("code_protect_lsm", Place::Lsm("file_mprotect")),
+                ],
+            },
+            Way {
+                set: HookSet::Fentry,
+                programs: &[
+                    program("code_fentry", Place::Function("security_mmap_file")),
+                    program(
+                        "code_protect_fentry",
+                        Place::Function("security_file_mprotect"),
+                    ),
+                ],
+            },
+            Way {
+                set: HookSet::Tracepoint,
+                programs: &[SYSCALLS],
+            },
+        ],
+    ),
+    (
+        Hook::Open,
+        &[
+            Way {
+                set: HookSet::Lsm,
+                programs: &[program("open_lsm", Place::Lsm("file_open"))],
+            },
+            Way {
+                set: HookSet::Fentry,
+                programs: &[program(
+                    "open_fentry",
+                    Place::Function("security_file_open"),
+                )],
+            },
+            Way {
+                set: HookSet::Tracepoint,
+                programs: &[SYSCALLS],
+            },
+        ],
+    ),
+    (
+        Hook::Source,
+        &[
+            Way {
+                set: HookSet::Fentry,
+                programs: &[
+                    program("source_dup2_fentry", Place::Function("__x64_sys_dup2")),
+                    program("source_dup3_fentry", Place::Function("__x64_sys_dup3")),
+                    program("source_fcntl_fentry", Place::Function("__x64_sys_fcntl")),
+                    program("source_fstat_fentry", Place::Function("__x64_sys_newfstat")),
+                    program(
+                        "source_fstatat_fentry",
+                        Place::Function("__x64_sys_newfstatat"),
+                    ),
+                ],
+            },
+            Way {
+                set: HookSet::Tracepoint,
+                programs: &[SYSCALLS],
+            },
+        ],
+    ),
+    (
+        Hook::Fork,
+        &[Way {
+            set: HookSet::Tracepoint,
+            programs: &[program(
+                "fork_tracepoint",
+                Place::Tracepoint("sched_process_fork"),
+            )],
+        }],
+    ),
+    (
+        Hook::Exit,
+        &[Way {
+            set: HookSet::Tracepoint,
+            programs: &[program(
+                "exit_tracepoint",
+                Place::Tracepoint("sched_process_exit"),
+            )],
+        }],
+    ),
+];
+
+/// The ways to see a kind of event, best first.
+pub(super) fn ways(kind: Hook) -> &'static [Way] {
+    WAYS.iter()
+        .find(|(of, _)| *of == kind)
+        .map_or(&[], |(_, ways)| ways)
+}
+
+/// What is in force for a kind of event, and why nothing better is.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The kind.
+    pub kind: Hook,
+    /// The set; `None` if the kernel accepts none.
+    pub set: Option<HookSet>,
+    /// The better ones that the kernel refused, and why.
+    pub refused: Vec<Refusal>,
+}
+
+/// A set that the kernel refused.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// Which.
+    pub set: HookSet,
+    /// Why, by the kernel.
+    pub reason: String,
+}
+
+impl Refusal {
+    /// The reason without the verifier's log, which follows it.
+    pub fn without_log(&self) -> &str {
+        let reason = self.reason.split(" Verifier output:").next();
+        reason.unwrap_or_default().trim_end_matches('.')
+    }
+}
+
+impl Choice {
+    /// What is not seen of this kind of event by what is in force, one sentence each.
+    pub fn blind_spots(&self) -> Vec<&'static str> {
+        let Some(set) = self.set else {
+            return vec!["no event of this kind is seen"];
+        };
+        let of_set: &[&str] = match (self.kind, set) {
+            (Hook::Code, HookSet::Tracepoint) => &[
+                "a mapping is looked for when the system call ends: one whose memory another thread holds locked or has unmapped by then is counted as unreadable",
+                "of one mprotect over more than 64 mappings the rest is counted as unreadable",
+            ],
+            (Hook::Open, HookSet::Tracepoint) => {
+                &["files that an interpreter opens through io_uring"]
+            }
+            (Hook::Source, HookSet::Fentry) => &["what 32-bit shells run by `source`"],
+            _ => &[],
+        };
+        let of_kind: &[&str] = match self.kind {
+            Hook::Code => &[
+                "memory without a file that is made executable: compilers at run time do the same",
+            ],
+            Hook::Open => &[
+                "commands that a shell reads from where it has redirected its own standard input to",
+                "scripts that come by a pipe, a socket or an argument, which are no file",
+                "data that a program reads and chooses to execute",
+            ],
+            Hook::Exec | Hook::Source | Hook::Fork | Hook::Exit => &[],
+        };
+        of_set.iter().chain(of_kind).copied().collect()
+    }
+}

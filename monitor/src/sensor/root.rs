@@ -1,0 +1,54 @@
+//! Files below a container's root, found by name from the host without getting into the runtime's
+//! way.
+
+use std::{
+    ffi::{CString, OsStr},
+    os::{
+        fd::{FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use nix::{
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    sys::stat::{fstat, major, minor},
+};
+
+/// A file by its path below a directory, as a path only and never through a symbolic link.
+pub(super) fn named(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(root, Path::new(OsStr::from_bytes(path)), how).ok()
+}
+
+/// A file by its path in the filesystem `device` (kernel device number) that is mounted at
+/// `rootfs`, as a path only. `None` if it is not there, or another filesystem is by now: of a
+/// container that has ended `rootfs` is a directory of the host.
+pub fn file(rootfs: &Path, device: u32, path: &[u8]) -> Option<OwnedFd> {
+    let root = clone_mount(rootfs)?;
+    is_device(&root, device)
+        .ok()?
+        .then(|| named(&root, path))
+        .flatten()
+}
+
+/// Whether a file lies on the filesystem with this kernel device number.
+pub(super) fn is_device(file: &OwnedFd, device: u32) -> nix::Result<bool> {
+    let seen = fstat(file)?.st_dev;
+    Ok((major(seen), minor(seen)) == (u64::from(device >> 20), u64::from(device & 0xf_ffff)))
+}
+
+/// The root of a detached copy of a mount: a descriptor below the mount itself would keep the
+/// runtime from unmounting it (`EBUSY`).
+fn clone_mount(path: &Path) -> Option<OwnedFd> {
+    const FLAGS: u32 = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: the path ends with a NUL and lives on; the call keeps no pointer.
+    let opened =
+        unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), FLAGS) };
+    let descriptor = i32::try_from(opened).ok().filter(|opened| *opened >= 0)?;
+    // SAFETY: the kernel has just given this descriptor to nobody else.
+    Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}

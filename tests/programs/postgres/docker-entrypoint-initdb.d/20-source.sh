@@ -1,0 +1,2 @@
+echo "sourced by $0"
+psql -d app -c 'CREATE EXTENSION pgcrypto'

@@ -1,0 +1,5 @@
+from .words import WORD
+
+
+def greeting(path):
+    return f"{WORD} {path}\n"

@@ -1,0 +1,2 @@
+PORT=8000
+export PORT PYTHONPATH=/srv/app

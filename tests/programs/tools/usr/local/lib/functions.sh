@@ -1,0 +1,2 @@
+log() { echo "$(date +%s) $*"; }
+log "sourced with $# arguments"

@@ -1,0 +1,66 @@
+//! `monitord doctor` on this node.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tests::{alerts::text, containerd::Containerd, daemon::program, require};
+
+/// What it said with `-o json`, and whether this node can be watched.
+fn examine(containerd: &Path) -> Result<(Vec<Value>, bool)> {
+    let output = Command::new(program("MONITORD", "monitord")?)
+        .args(["doctor", "-o", "json", "--containerd"])
+        .arg(containerd)
+        .output()
+        .context("starting monitord doctor")?;
+    let lines = output.stdout.split(|byte| *byte == b'\n');
+    let lines = lines.filter(|line| !line.is_empty());
+    let lines = lines.map(|line| Ok(serde_json::from_slice(line)?));
+    Ok((lines.collect::<Result<_>>()?, output.status.success()))
+}
+
+fn line<'a>(lines: &'a [Value], name: &str) -> Result<&'a Value> {
+    let found = lines.iter().find(|line| text(line, "/name") == Some(name));
+    found.with_context(|| format!("no line {name}: {lines:?}"))
+}
+
+fn length(line: &Value, pointer: &str) -> usize {
+    let list = line.pointer(pointer).and_then(Value::as_array);
+    list.map_or(0, Vec::len)
+}
+
+#[test]
+fn every_kind_of_event_has_its_hook_and_what_it_does_not_see() -> Result<()> {
+    require!(Root, Containerd, Btf);
+    let containerd = Containerd::start()?;
+    let (lines, can_watch) = examine(&containerd.address())?;
+    ensure!(can_watch, "{lines:?}");
+    for kind in ["exec", "code", "open", "source", "fork", "exit"] {
+        let line = line(&lines, &format!("hook.{kind}"))?;
+        let set = text(line, "/finding").unwrap_or_default();
+        ensure!(["lsm", "fentry", "tracepoint"].contains(&set), "{line}");
+        ensure!(
+            length(line, "/reasons") > 0
+                || set == "lsm"
+                || kind == "fork"
+                || kind == "exit"
+                || kind == "source",
+            "nothing says why there is nothing better: {line}"
+        );
+    }
+    let open = line(&lines, "hook.open")?;
+    ensure!(length(open, "/not_seen") > 0, "{open}");
+    Ok(())
+}
+
+#[test]
+fn a_node_without_containerd_cannot_be_watched() -> Result<()> {
+    require!(Root, Btf);
+    let (lines, can_watch) = examine(Path::new("/nonexistent/containerd.sock"))?;
+    ensure!(!can_watch, "{lines:?}");
+    let containerd = line(&lines, "containerd")?;
+    ensure!(text(containerd, "/state") == Some("failed"), "{containerd}");
+    let finding = text(containerd, "/finding").unwrap_or_default();
+    ensure!(finding.contains("--containerd"), "{finding}");
+    Ok(())
+}
