@@ -82,7 +82,7 @@ behaviours! {
         "chmod 700 /opt/tool; /opt/tool sleep-ms 0; chown 1:1 /full/above; /full/above sleep-ms 0"
         => [];
     the_same_bytes_written_again_raise_nothing:
-        "cp /opt/tool /tmp/same; cat /tmp/same > /opt/tool; /opt/tool sleep-ms 0"
+        "cp /opt/tool /tmp/same; cat /tmp/same > /opt/tool; /opt/tool sleep-ms 1000"
         => [];
     a_file_removed_by_a_whiteout_is_not_in_the_image:
         "cp /opt/tool /opt/gone; /opt/gone sleep-ms 0"

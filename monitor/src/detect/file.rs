@@ -291,6 +291,15 @@ fn writable(facts: &UseFacts<'_>) -> Judgement {
         {
             Judgement::Cache
         }
+        // Nothing tells a cache of the interpreter's own from a forged one.
+        Comparison::Absent
+            if facts.role == Role::Script
+                && subject.bytes.sha256().is_none()
+                && script::is_place_of_cache(contents, subject.path_in_image) =>
+        {
+            let reason = "it lies where the interpreter keeps its own bytecode of a source of the image, and its bytes could not be read";
+            unverifiable(facts, facts.role, &subject, reason)
+        }
         Comparison::Same => {
             if let Bytes::Touched(_) = facts.bytes {
                 let reason = "the file was copied up and changed after it was used; what it holds now is the image's";

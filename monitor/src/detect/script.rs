@@ -132,6 +132,13 @@ pub fn is_own_cache(contents: &Contents, path: &[u8], head: &[u8]) -> bool {
         })
 }
 
+/// Whether python would keep bytecode of a source of the image at this path.
+pub fn is_place_of_cache(contents: &Contents, path: &[u8]) -> bool {
+    source_of_cache(path)
+        .and_then(|source| contents.lookup(&source))
+        .is_some_and(|found| matches!(found.kind, EntryKind::File { .. }))
+}
+
 /// The source of one of python's own bytecode caches: `DIR/NAME.py` of
 /// `DIR/__pycache__/NAME.cpython-311.pyc`.
 fn source_of_cache(path: &[u8]) -> Option<Vec<u8>> {

@@ -118,6 +118,11 @@ impl Running {
         let Some(maps) = text(&self.proc.join("maps")) else {
             return;
         };
+        // What has executed another program meanwhile was seen by the hooks.
+        let exe = self.used(&self.proc.join("exe"));
+        if exe.map(|(used, _)| used.file.facts.inode) != program {
+            return;
+        }
         let mut told = HashSet::new();
         for mapping in maps.lines().filter_map(Mapping::parse) {
             if told.len() >= MAPPED_MAX {

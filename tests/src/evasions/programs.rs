@@ -145,7 +145,7 @@ pub(super) const ROWS: &[Technique] = &[
     shell(
         "same bytes written again",
         "Writes a program of the image over itself.",
-        "cp /opt/tool /tmp/same; cat /tmp/same > /opt/tool; /opt/tool true",
+        "cp /opt/tool /tmp/same; cat /tmp/same > /opt/tool; /opt/tool sleep-ms 1000",
     ),
     shell(
         "chmod only",

@@ -162,6 +162,7 @@ pub(in crate::detect) fn image() -> Contents {
     let tar = Tar::default()
         .file("bin/tool", "tool")
         .file("bin/other", "else")
+        .file("lib/m.py", "source")
         .symlink("bin/sh", "tool");
     contents(vec![layer(tar).unwrap()])
 }
@@ -368,6 +369,8 @@ fn check_uses(role: Role, cases: &[Case]) {
     }
 }
 
+/// Where python keeps the bytecode of a source of the image.
+const CACHE: &str = "/lib/__pycache__/m.cpython-311.pyc";
 const UPPER: fn(&mut FileUse) = |_| {};
 const LOWER: fn(&mut FileUse) = |used| used.file.facts.flags = FILE_OVERLAY;
 const VOLUME: fn(&mut FileUse) = |used| used.file.facts.device = OTHER_DEVICE;
@@ -446,6 +449,8 @@ fn scripts_are_judged_by_where_they_lie_and_what_they_hold() {
             ),
             ("/tmp/x", "evil", UPPER, "script_added High Added"),
             ("/tmp/x", "", UPPER, "script_added High Added"),
+            (CACHE, "evil", UPPER, "script_added High Added"),
+            (CACHE, "", UPPER, "content_unverifiable Medium Unverifiable"),
             ("/tmp/x", "evil", VOLUME, "script_volume Info Volume"),
             ("/tmp/x", "evil", DELETED, "script_added High Memory"),
             ("/memfd:x", "evil", MEMFD, "script_added High Memory"),
