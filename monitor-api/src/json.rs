@@ -267,7 +267,7 @@ fn file(file: &v1::alert::File) -> Value {
         "layer": text(&file.layer),
         "expected_sha256": text(&file.expected_sha256),
         "seen_sha256": text(&file.seen_sha256),
-        "hash_state": file.hash_state,
+        "hash_state": text(&file.hash_state),
         "same_bytes_as": bytes(&file.same_bytes_as),
     })
 }

@@ -19,10 +19,18 @@ pub mod task;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of every layout in this crate; the agent refuses a record of another one.
-pub const LAYOUT_VERSION: u16 = 2;
+pub const LAYOUT_VERSION: u16 = 3;
 
 /// Bytes of the ring buffer that carries records to the agent.
 pub const RING_BYTES: u32 = 8 << 20;
+
+/// Bytes of the ring buffer that records of plain opens leave to all others: under overload they are
+/// what is lost first, since they are what a container can make most of and what repeats.
+pub const RING_RESERVED_BYTES: u32 = RING_BYTES / 2;
+
+/// Records of plain opens do not wake the agent more often than this, in nanoseconds per CPU; it
+/// looks again by itself that long after it was woken.
+pub const WAKE_INTERVAL_NS: u64 = 4_000_000;
 
 /// How many cgroups the kernel side remembers; the least recently used one is forgotten and asked
 /// for again.
@@ -36,7 +44,7 @@ pub enum RecordKind {
     Exec = 1,
     /// A file was mapped executable: [`code::CodeRecord`].
     Code = 2,
-    /// An interpreter opened a file: [`open::OpenRecord`].
+    /// A file was opened: [`open::OpenRecord`].
     Open = 3,
     /// A shell treats a file as commands: [`open::SourceRecord`].
     Source = 4,
@@ -137,7 +145,7 @@ pub enum Hook {
     Exec = 0,
     /// Files mapped executable.
     Code = 1,
-    /// Files opened for reading.
+    /// Files opened.
     Open = 2,
     /// Files that shells treat as commands.
     Source = 3,

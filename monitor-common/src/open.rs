@@ -1,4 +1,4 @@
-//! An interpreter opened a file for reading, and what a shell then does with it.
+//! A file was opened, and what a shell then does with it.
 //!
 //! Behind the fixed part follow the path's three runs and the cgroup's path, as in
 //! [`crate::exec`].
@@ -29,6 +29,38 @@ pub struct OpenRecord {
 pub const NO_DESCRIPTOR: u32 = u32::MAX;
 /// Not opened by the process, but its standard input when it executed its program.
 pub const OPEN_STANDARD_INPUT: u32 = 1;
+/// Opened by an interpreter for reading only, so that it may become code.
+pub const OPEN_INTERPRETED: u32 = 2;
+/// Opened for reading.
+pub const OPEN_READ: u32 = 4;
+/// Opened for writing.
+pub const OPEN_WRITE: u32 = 8;
+
+/// How many opens the kernel side remembers as judged good; the least recently used one is
+/// forgotten and told again.
+pub const OPENS_MAX: u32 = 65_536;
+
+/// An open that was judged good: by whom, of which file, for what. Neither size nor times are a
+/// part of it, since whether a file may be opened does not depend on what it holds; what becomes
+/// code is judged apart from that.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct OpenKey {
+    /// Id of the cgroup.
+    pub cgroup_id: u64,
+    /// See [`FileFacts::real_inode`].
+    pub inode: u64,
+    /// See [`FileFacts::real_device`].
+    pub device: u32,
+    /// See [`FileFacts::generation`].
+    pub generation: u32,
+    /// See [`FileFacts::device`]: a file may be reached on several mounts of several filesystems.
+    pub seen_device: u32,
+    /// [`OPEN_READ`] and [`OPEN_WRITE`].
+    pub access: u32,
+}
+
+const _: () = assert!(size_of::<OpenKey>() == 32);
 
 /// What a shell did with an open file tells whether it takes it for commands or for data.
 #[repr(C)]

@@ -1,6 +1,9 @@
 //! Which file it is that a program uses, whatever lies between it and the bytes.
 
-use monitor_common::file::{FILE_OVERLAY, FILE_UPPER, FileFacts, OVERLAYFS_MAGIC};
+use monitor_common::{
+    file::{FILE_OVERLAY, FILE_UPPER, FileFacts, OVERLAYFS_MAGIC},
+    open::OpenKey,
+};
 
 use crate::kernel::{Pointer, offset};
 
@@ -59,29 +62,67 @@ impl Opened {
         ))
     }
 
+    /// The inode that holds the bytes, and the `FILE_*` flags that tell where it lies.
+    #[inline(always)]
+    fn real(&self, filesystem_magic: u32) -> Option<(Pointer, u32)> {
+        if filesystem_magic != OVERLAYFS_MAGIC {
+            return Some((self.inode, 0));
+        }
+        let mut flags = FILE_OVERLAY;
+        let mut dentry = self.inode.probe_follow(offset!(ovl_upper_dentry))?;
+        if dentry.is_null() {
+            dentry = lower_dentry(self.inode)?;
+            if dentry.is_null() {
+                // A file of no layer at all is compared by its bytes.
+                return Some((self.inode, flags | FILE_UPPER));
+            }
+        } else {
+            flags |= FILE_UPPER;
+        }
+        Some((dentry.probe_follow(offset!(dentry_inode))?, flags))
+    }
+
+    /// Type and permissions of the inode, and the magic of its filesystem.
+    #[inline(always)]
+    pub fn mode_and_magic(&self) -> Option<(u32, u32)> {
+        let superblock = self.inode.probe_follow(offset!(inode_sb))?;
+        Some((
+            u32::from(self.inode.probe::<u16>(offset!(inode_mode))?),
+            superblock.probe(offset!(super_block_magic))?,
+        ))
+    }
+
+    /// As what the kernel side remembers it that it may be opened.
+    #[inline(always)]
+    pub fn open_key(&self, filesystem_magic: u32, cgroup_id: u64, access: u32) -> Option<OpenKey> {
+        let (real, _) = self.real(filesystem_magic)?;
+        let device = |inode: Pointer| {
+            inode
+                .probe_follow(offset!(inode_sb))?
+                .probe::<u32>(offset!(super_block_dev))
+        };
+        let real_device = device(real)?;
+        Some(OpenKey {
+            cgroup_id,
+            inode: real.probe(offset!(inode_ino))?,
+            device: real_device,
+            generation: real.probe(offset!(inode_generation))?,
+            seen_device: if real == self.inode {
+                real_device
+            } else {
+                device(self.inode)?
+            },
+            access,
+        })
+    }
+
     #[inline(always)]
     pub fn write_facts(&self, facts: &mut FileFacts) -> Option<()> {
         let inode = self.inode;
         let superblock = inode.probe_follow(offset!(inode_sb))?;
         superblock.probe_to(&mut facts.filesystem_magic, offset!(super_block_magic))?;
-        facts.flags = 0;
-        let mut real = inode;
-        if facts.filesystem_magic == OVERLAYFS_MAGIC {
-            facts.flags = FILE_OVERLAY;
-            let mut dentry = inode.probe_follow(offset!(ovl_upper_dentry))?;
-            if dentry.is_null() {
-                dentry = lower_dentry(inode)?;
-                if dentry.is_null() {
-                    // A file of no layer at all is compared by its bytes.
-                    facts.flags |= FILE_UPPER;
-                }
-            } else {
-                facts.flags |= FILE_UPPER;
-            }
-            if !dentry.is_null() {
-                real = dentry.probe_follow(offset!(dentry_inode))?;
-            }
-        }
+        let (real, flags) = self.real(facts.filesystem_magic)?;
+        facts.flags = flags;
         inode.probe_to(&mut facts.inode, offset!(inode_ino))?;
         facts.mode = u32::from(inode.probe::<u16>(offset!(inode_mode))?);
         superblock.probe_to(&mut facts.device, offset!(super_block_dev))?;

@@ -1,13 +1,17 @@
 //! The maps that the agent and the programs share, and the account of each hook.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     macros::map,
     maps::{Array, LruHashMap, PerCpuArray, RingBuf},
 };
 use monitor_common::{
     CGROUPS_MAX, CgroupFacts, HOOKS, Hook, HookCounters, REMEMBERED_MAX, RING_BYTES,
-    code::PROCESSES_MAX, file::FileVersion, interpreter::INTERPRETERS_MAX,
+    RING_RESERVED_BYTES, WAKE_INTERVAL_NS,
+    code::PROCESSES_MAX,
+    file::FileVersion,
+    interpreter::INTERPRETERS_MAX,
+    open::{OPENS_MAX, OpenKey},
 };
 
 /// Records to the agent.
@@ -21,6 +25,14 @@ static CGROUPS: LruHashMap<u64, CgroupFacts> = LruHashMap::with_max_entries(CGRO
 /// File versions that the agent has judged good.
 #[map]
 static REMEMBERED: LruHashMap<FileVersion, u32> = LruHashMap::with_max_entries(REMEMBERED_MAX, 0);
+
+/// Opens that the agent has judged good.
+#[map]
+static OPENS: LruHashMap<OpenKey, u32> = LruHashMap::with_max_entries(OPENS_MAX, 0);
+
+/// When this CPU woke the agent for a plain open, in nanoseconds since boot.
+#[map]
+static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Which programs are interpreters, an `Interpreter` by the inode and device that processes see.
 #[map]
@@ -104,6 +116,12 @@ pub fn is_remembered(version: &FileVersion) -> bool {
     unsafe { REMEMBERED.get(version) }.is_some()
 }
 
+#[inline(always)]
+pub fn is_open_known(key: &OpenKey) -> bool {
+    // SAFETY: only whether it is there is asked.
+    unsafe { OPENS.get(key) }.is_some()
+}
+
 /// Which interpreter a program is, an `Interpreter`.
 #[inline(always)]
 pub fn interpreter(program: &Program) -> u32 {
@@ -153,6 +171,27 @@ pub fn submit(record: &[u8]) -> bool {
     RECORDS
         .output::<[u8]>(record, u64::from(BPF_RB_FORCE_WAKEUP))
         .is_ok()
+}
+
+/// Whether the ring holds so much that plain opens have to go.
+#[inline(always)]
+pub fn is_ring_for_others() -> bool {
+    RECORDS.query(u64::from(BPF_RB_AVAIL_DATA)) > u64::from(RING_BYTES - RING_RESERVED_BYTES)
+}
+
+/// Hands a record of a plain open to the agent, and wakes it unless this CPU has just done so.
+#[inline(always)]
+pub fn submit_open(record: &[u8], now_boot_ns: u64) -> bool {
+    let Some(woken) = WOKEN.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: the slot is this CPU's; where it is written twice at once, both wake.
+    let woken = unsafe { &mut *woken };
+    if now_boot_ns - *woken < WAKE_INTERVAL_NS {
+        return submit_without_waking(record);
+    }
+    *woken = now_boot_ns;
+    submit(record)
 }
 
 /// Hands a record to the agent, which reads it with the next that wakes it.

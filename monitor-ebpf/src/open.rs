@@ -1,9 +1,11 @@
-//! An interpreter opened a file for reading, or does with it as shells do with their commands.
+//! A file was opened, or a shell does with it as shells do with their commands.
 
 use monitor_common::{
     Hook, HookSet, RecordKind,
     interpreter::Interpreter,
-    open::{OPEN_STANDARD_INPUT, OpenRecord, Sign, SourceRecord},
+    open::{
+        OPEN_INTERPRETED, OPEN_READ, OPEN_STANDARD_INPUT, OPEN_WRITE, OpenRecord, Sign, SourceRecord,
+    },
 };
 use zerocopy::IntoBytes as _;
 
@@ -55,13 +57,6 @@ pub fn observe_standard_input(watched: &Watched) {
 
 #[inline(always)]
 fn observe_in(watched: &Watched, file: Pointer, descriptor: u32, flags: u32) -> Outcome {
-    if flags & OPEN_STANDARD_INPUT == 0 {
-        match interpreter::of_task(watched.task) {
-            Some(NO_INTERPRETER) => return Outcome::Unwatched,
-            Some(_) => {}
-            None => return Outcome::Unreadable,
-        }
-    }
     let Some(claim) = Claim::take() else {
         return Outcome::Unreadable;
     };
@@ -78,12 +73,10 @@ fn send(
     descriptor: u32,
     flags: u32,
 ) -> Option<Outcome> {
-    let mode: u32 = file.probe(offset!(file_mode))?;
-    let open_flags: u32 = file.probe(offset!(file_flags))?;
-    // What is opened for writing as well is data; of a standard input only reading is known.
-    let may_write = mode & FMODE_WRITE != 0 && flags & OPEN_STANDARD_INPUT == 0;
-    let cannot_read = mode & FMODE_READ == 0 || mode & FMODE_PATH != 0;
-    if cannot_read || may_write || open_flags & FMODE_EXEC != 0 {
+    let is_standard_input = flags & OPEN_STANDARD_INPUT != 0;
+    let access = access(file)?;
+    // Of a standard input only reading is known.
+    if access == 0 || (is_standard_input && access & OPEN_READ == 0) {
         return Some(Outcome::Unwatched);
     }
     // An overlay opens the real file itself, of which nobody has a descriptor.
@@ -94,27 +87,65 @@ fn send(
     if opened.was_backing {
         return Some(Outcome::Unwatched);
     }
-    opened.write_facts(claim.file())?;
-    let facts = claim.file();
-    if facts.mode & FILE_TYPE != REGULAR_FILE
-        || KERNEL_FILESYSTEMS.contains(&facts.filesystem_magic)
-    {
+    let (mode, magic) = opened.mode_and_magic()?;
+    if mode & FILE_TYPE != REGULAR_FILE || KERNEL_FILESYSTEMS.contains(&magic) {
         return Some(Outcome::Unwatched);
     }
-    if watched.remembers(claim) {
+    // What is opened for writing as well is data.
+    let mut may_become_code = is_standard_input
+        || (access == OPEN_READ && interpreter::of_task(watched.task)? != NO_INTERPRETER);
+    let is_known = is_standard_input
+        || maps::is_open_known(&opened.open_key(magic, watched.cgroup_id, access)?);
+    if is_known && !may_become_code {
         return Some(Outcome::Remembered);
     }
+    opened.write_facts(claim.file())?;
+    if may_become_code && watched.remembers(claim) {
+        if is_known {
+            return Some(Outcome::Remembered);
+        }
+        may_become_code = false;
+    }
+    if !may_become_code && maps::is_ring_for_others() {
+        return Some(Outcome::RingFull);
+    }
     let begun = Begun::new(claim, watched, &opened, size_of::<OpenRecord>())?;
+    let header = record::header(RecordKind::Open, watched.hook, begun.end);
     let record = OpenRecord {
-        header: record::header(RecordKind::Open, watched.hook, begun.end),
+        header,
         task: *claim.task(),
         file: *claim.file(),
         path: begun.path,
         descriptor,
-        flags,
+        flags: flags | access | if may_become_code { OPEN_INTERPRETED } else { 0 },
     };
     let truncated = begun.is_truncated();
-    record::submit(claim, record, begun.end, truncated)
+    if may_become_code {
+        record::submit(claim, record, begun.end, truncated)
+    } else {
+        let now = header.time_boot_ns;
+        record::submit_by(claim, record, begun.end, truncated, |record| {
+            maps::submit_open(record, now)
+        })
+    }
+}
+
+/// What a file was opened for: [`OPEN_READ`], [`OPEN_WRITE`]; 0 if neither, or by execve.
+#[inline(always)]
+fn access(file: Pointer) -> Option<u32> {
+    let mode: u32 = file.probe(offset!(file_mode))?;
+    let open_flags: u32 = file.probe(offset!(file_flags))?;
+    if mode & FMODE_PATH != 0 || open_flags & FMODE_EXEC != 0 {
+        return Some(0);
+    }
+    let mut access = 0;
+    if mode & FMODE_READ != 0 {
+        access |= OPEN_READ;
+    }
+    if mode & FMODE_WRITE != 0 {
+        access |= OPEN_WRITE;
+    }
+    Some(access)
 }
 
 /// Runs when a task does something to a descriptor that shells do to those of their commands.

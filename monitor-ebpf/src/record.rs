@@ -71,16 +71,28 @@ pub fn header(kind: RecordKind, hook: HookSet, length: usize) -> RecordHeader {
     }
 }
 
-/// Writes the fixed part and hands the record to the agent.
+/// Writes the fixed part, hands the record to the agent and wakes it.
 #[inline(always)]
 pub fn submit<T>(claim: Claim, fixed: T, end: usize, truncated: bool) -> Option<Outcome> {
+    submit_by(claim, fixed, end, truncated, maps::submit)
+}
+
+/// Writes the fixed part and hands the record to the agent in this way.
+#[inline(always)]
+pub fn submit_by<T>(
+    claim: Claim,
+    fixed: T,
+    end: usize,
+    truncated: bool,
+    submit: impl FnOnce(&[u8]) -> bool,
+) -> Option<Outcome> {
     let bytes = claim.bytes();
     // SAFETY: the scratch is longer than any fixed part, aligned to 8 and this run's alone.
     unsafe { core::ptr::write(bytes.cast::<T>(), fixed) };
     let end = scratch::bounded(end, SCRATCH_BYTES)?;
     // SAFETY: the scratch is that long.
     let record = unsafe { core::slice::from_raw_parts(bytes, end) };
-    Some(if maps::submit(record) {
+    Some(if submit(record) {
         Outcome::Submitted { truncated }
     } else {
         Outcome::RingFull

@@ -114,7 +114,7 @@ mod tests {
     use crate::{
         containers::processes::Processes,
         detect::{file::tests as sample, script::ShellKind},
-        sensor::event::{Open, ProcessId, Sign},
+        sensor::event::{Access, Open, ProcessId, Sign},
     };
 
     fn pending(inode: u64, since: Instant) -> Pending {
@@ -124,6 +124,11 @@ mod tests {
         let sourced = Use::Sourced(ShellKind::Dash);
         let open = Open {
             used,
+            access: Access {
+                read: true,
+                write: false,
+            },
+            is_interpreted: true,
             is_standard_input: false,
             descriptor: None,
             held: None,

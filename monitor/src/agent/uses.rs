@@ -22,7 +22,9 @@ use crate::{
     },
     detect::{
         FileVerdict, Finding,
+        draft::process_of,
         file::{self, Expected, Judgement, UseFacts},
+        open,
         participant::{self, Participant},
         role::Role,
         script::{self, Opened, Use},
@@ -52,11 +54,15 @@ impl Owner {
             }
             Event::Open(open) => {
                 let known = self.state.processes.acted(&open.used.process, host);
-                let used_as = script::judge(&Opened {
-                    program: known.program.as_deref(),
-                    path: &open.used.file.path,
-                    is_standard_input: open.is_standard_input,
-                });
+                let used_as = if open.is_interpreted {
+                    script::judge(&Opened {
+                        program: known.program.as_deref(),
+                        path: &open.used.file.path,
+                        is_standard_input: open.is_standard_input,
+                    })
+                } else {
+                    Use::Data
+                };
                 let may_wait = !is_lower(&open.used.file.facts);
                 let pending = pending(What::Open(open, used_as), known);
                 let is_sourced = matches!(used_as, Use::Sourced(_));
@@ -137,6 +143,8 @@ impl Owner {
         ) {
             Place::Container { container, by } if container.identity != Identity::Pending => {
                 self.state.processes.placed(&used.process, &container);
+                self.judge_open(&pending, &container, by);
+                let used = pending.what.used();
                 if by == PlacedBy::Cgroup {
                     let is_exec = matches!(pending.what, What::Exec(_));
                     self.tell_container(used.cgroup.id, &container, is_exec);
@@ -163,7 +171,9 @@ impl Owner {
                 }
             }
             // Nothing will be said of it, whoever it is of.
-            Place::Unknown | Place::Container { .. } if is_data(&pending.what) => {
+            Place::Unknown | Place::Container { .. }
+                if is_data(&pending.what) && open::sensitive(used, None).is_none() =>
+            {
                 self.count(&Judgement::Good(FileVerdict::Image), true);
             }
             Place::Unknown if self.is_before_coverage(used) => {
@@ -176,6 +186,42 @@ impl Owner {
                 }
                 self.state.waiting.push_back(pending);
             }
+        }
+    }
+
+    /// Raises what there is to say of the opening itself; where that is nothing, the kernel side need
+    /// not tell of it again.
+    fn judge_open(&mut self, pending: &Pending, container: &Arc<Container>, by: PlacedBy) {
+        let What::Open(opened, _) = &pending.what else {
+            return;
+        };
+        if opened.is_standard_input {
+            return;
+        }
+        let (used, known) = (&opened.used, &pending.known);
+        let process = process_of(
+            used,
+            known.origin(&used.process, container),
+            known.program.as_deref(),
+            known.ancestors.clone(),
+        );
+        let finding = open::judge(
+            used,
+            opened.access,
+            container,
+            process,
+            self.host_mount_namespace,
+            hooks::set_name(used.hook),
+        );
+        if let Some(finding) = finding {
+            if self.is_new(used, &finding) {
+                self.raise(&finding);
+            }
+        } else if by == PlacedBy::Cgroup
+            && let Some(sensor) = &mut self.sensor
+            && let Err(error) = sensor.remember_open(used, opened.access)
+        {
+            tracing::warn!(%error, "cannot have the kernel side remember an open; it goes on being told");
         }
     }
 
@@ -231,8 +277,7 @@ impl Owner {
 
     /// Starts reading what the verdict on a use depends on.
     fn read(&mut self, mut pending: Pending, container: Arc<Container>) {
-        let facts = pending.what.used().file.facts;
-        if is_data(&pending.what) && !(is_lower(&facts) && facts.size <= DATA_BYTES_MAX) {
+        if !is_worth_reading(&pending.what) {
             self.count(&Judgement::Good(FileVerdict::Image), true);
             return;
         }
@@ -454,6 +499,18 @@ fn wanted(used: &FileUse, container: &Container) -> Wanted {
 
 fn is_lower(facts: &FileFacts) -> bool {
     facts.flags & (FILE_OVERLAY | FILE_UPPER) == FILE_OVERLAY
+}
+
+/// Of what an interpreter reads as data, small files of the image, so that the kernel side may
+/// remember them; of other data nothing.
+fn is_worth_reading(what: &What) -> bool {
+    let facts = &what.used().file.facts;
+    match what {
+        What::Open(open, Use::Data) => {
+            open.is_interpreted && is_lower(facts) && facts.size <= DATA_BYTES_MAX
+        }
+        _ => true,
+    }
 }
 
 fn is_data(what: &What) -> bool {

@@ -191,6 +191,10 @@ fn attack(kind: Kind) -> &'static [&'static str] {
         Kind::ScriptVolume => &["T1059"],
         Kind::CodeAdded | Kind::CodeModified | Kind::CodeVolume => &["T1574"],
         Kind::CodeMemory => &["T1620"],
+        // Unsecured Credentials.
+        Kind::OpenSensitive => &["T1552"],
+        // Compromise Host Software Binary; Data Manipulation.
+        Kind::ImageFileModified => &["T1554", "T1565"],
         Kind::ImageUnknown => &["T1610"],
         // That bytes could not be compared is nobody's technique.
         Kind::ContentUnverifiable => &[],
@@ -245,6 +249,7 @@ fn file_of(file: &FileFinding) -> v1::alert::File {
             HashState::Done => "done",
             HashState::Pending => "pending",
             HashState::Gone => "gone",
+            HashState::NotRead => "",
         }
         .to_owned(),
         same_bytes_as: file.same_bytes_as.clone().unwrap_or_default(),

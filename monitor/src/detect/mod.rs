@@ -1,9 +1,10 @@
 //! Facts to findings: every rule, and no I/O.
 
 pub mod container;
-mod draft;
+pub mod draft;
 pub mod file;
 pub mod jit;
+pub mod open;
 pub mod participant;
 pub mod role;
 pub mod script;
@@ -41,6 +42,10 @@ pub enum Kind {
     CodeMemory,
     /// A file that was mapped executable lies on another mount than the root filesystem.
     CodeVolume,
+    /// A file of the list of sensitive ones was opened.
+    OpenSensitive,
+    /// A file of the image was written, replaced or removed.
+    ImageFileModified,
     /// No image accounts for the container.
     ImageUnknown,
     /// Bytes could not be compared.
@@ -62,6 +67,8 @@ impl Kind {
             Self::CodeModified => "code_modified",
             Self::CodeMemory => "code_memory",
             Self::CodeVolume => "code_volume",
+            Self::OpenSensitive => "open_sensitive",
+            Self::ImageFileModified => "image_file_modified",
             Self::ImageUnknown => "image_unknown",
             Self::ContentUnverifiable => "content_unverifiable",
         }
@@ -111,6 +118,8 @@ pub enum HashState {
     Pending,
     /// Gone before they could be read.
     Gone,
+    /// The finding does not depend on them.
+    NotRead,
 }
 
 /// What an alert says of a file.

@@ -5,7 +5,10 @@ use monitor_common::{
     code::{CODE_ANONYMOUS, CODE_WRITTEN, CodeRecord},
     exec::{EXEC_ARGUMENTS_TRUNCATED, EXEC_ARGUMENTS_UNREADABLE, ExecRecord},
     file::FileFacts,
-    open::{NO_DESCRIPTOR, OPEN_STANDARD_INPUT, OpenRecord, Sign, SourceRecord},
+    open::{
+        NO_DESCRIPTOR, OPEN_INTERPRETED, OPEN_READ, OPEN_STANDARD_INPUT, OPEN_WRITE, OpenRecord,
+        Sign, SourceRecord,
+    },
     path::{PATH_TRUNCATED, PATH_UNLINKED, PathLengths},
     process::{ExitRecord, ForkRecord},
     task::{TASK_CGROUP_TRUNCATED, TaskFacts},
@@ -14,7 +17,8 @@ use zerocopy::FromBytes;
 
 use super::{
     event::{
-        Cgroup, Code, Event, Exec, Exit, File, FileUse, Fork, Open, Process, ProcessId, Source,
+        Access, Cgroup, Code, Event, Exec, Exit, File, FileUse, Fork, Open, Process, ProcessId,
+        Source,
     },
     hooks::{HookSet, SETS},
 };
@@ -130,6 +134,11 @@ fn open(bytes: &[u8], hook: HookSet) -> Option<Event> {
     let (header, task) = (record.header, &record.task);
     Some(Event::Open(Box::new(Open {
         used: file_use(header, hook, task, record.file, &record.path, &mut tail)?,
+        access: Access {
+            read: record.flags & OPEN_READ != 0,
+            write: record.flags & OPEN_WRITE != 0,
+        },
+        is_interpreted: record.flags & OPEN_INTERPRETED != 0,
         is_standard_input: record.flags & OPEN_STANDARD_INPUT != 0,
         descriptor: (record.descriptor != NO_DESCRIPTOR).then_some(record.descriptor),
         held: None,

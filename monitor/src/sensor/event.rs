@@ -13,7 +13,7 @@ pub enum Event {
     Exec(Box<Exec>),
     /// A file was mapped executable.
     Code(Box<Code>),
-    /// An interpreter opened a file.
+    /// A file was opened.
     Open(Box<Open>),
     /// A shell treats a file as commands, or as data.
     Source(Source),
@@ -77,11 +77,24 @@ pub struct Code {
     pub held: Option<OwnedFd>,
 }
 
-/// An interpreter opened a file for reading.
+/// What a file was opened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// To be read.
+    pub read: bool,
+    /// To be written.
+    pub write: bool,
+}
+
+/// A file was opened.
 #[derive(Debug)]
 pub struct Open {
     /// Who, when and what.
     pub used: FileUse,
+    /// What for.
+    pub access: Access,
+    /// By an interpreter and for reading only, so that it may become code.
+    pub is_interpreted: bool,
     /// It was the standard input of the interpreter when that was executed.
     pub is_standard_input: bool,
     /// The descriptor, where the hook runs when there is one.

@@ -232,7 +232,7 @@ impl Choice {
                 "of one mprotect over more than 64 mappings the rest is counted as unreadable",
             ],
             (Hook::Open, HookSet::Tracepoint) => {
-                &["files that an interpreter opens through io_uring"]
+                &["files that are opened through io_uring"]
             }
             (Hook::Source, HookSet::Fentry) => &["what 32-bit shells run by `source`"],
             _ => &[],
@@ -242,6 +242,7 @@ impl Choice {
                 "memory without a file that is made executable: compilers at run time do the same",
             ],
             Hook::Open => &[
+                "files that the kernel writes itself (proc, sysfs, cgroup), directories, devices and pipes",
                 "commands that a shell reads from where it has redirected its own standard input to",
                 "scripts that come by a pipe, a socket or an argument, which are no file",
                 "data that a program reads and chooses to execute",

@@ -27,13 +27,17 @@ use std::{
 };
 
 use aya::maps::{HashMap as KernelHashMap, MapData, MapError, PerCpuArray, RingBuf};
-use monitor_common::{CgroupFacts, Hook, file::FileVersion};
+use monitor_common::{
+    CgroupFacts, Hook,
+    file::FileVersion,
+    open::{OPEN_READ, OPEN_WRITE, OpenKey},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use self::{
     account::{Account, KernelCounters},
-    event::{Event, FileFacts},
+    event::{Access, Event, FileFacts, FileUse},
     hold::{Holder, HolderError},
     hooks::{Choice, HookSet},
     programs::Programs,
@@ -77,6 +81,7 @@ pub struct Sensor {
     choices: Vec<Choice>,
     cgroups: KernelHashMap<MapData, u64, KernelCgroup>,
     remembered: KernelHashMap<MapData, KernelFileVersion, u32>,
+    opens: KernelHashMap<MapData, KernelOpenKey, u32>,
     counters: PerCpuArray<MapData, KernelCounters>,
     holder: Arc<Holder>,
     reader: Reader,
@@ -117,6 +122,7 @@ impl Sensor {
             KernelHashMap::try_from(programs.take_map("CGROUPS")?).map_err(refused_map)?;
         let remembered =
             KernelHashMap::try_from(programs.take_map("REMEMBERED")?).map_err(refused_map)?;
+        let opens = KernelHashMap::try_from(programs.take_map("OPENS")?).map_err(refused_map)?;
         let counters =
             PerCpuArray::try_from(programs.take_map("COUNTERS")?).map_err(refused_map)?;
         let holder = Arc::new(Holder::new()?);
@@ -145,6 +151,7 @@ impl Sensor {
             choices,
             cgroups,
             remembered,
+            opens,
             counters,
             holder,
             reader,
@@ -192,6 +199,21 @@ impl Sensor {
             .insert(KernelFileVersion(version), 1, 0)
             .map_err(io::Error::other)?;
         Ok(true)
+    }
+
+    /// Has the kernel side send nothing more of such an open.
+    pub fn remember_open(&mut self, used: &FileUse, access: Access) -> io::Result<()> {
+        let flag = |is: bool, flag| if is { flag } else { 0 };
+        let facts = &used.file.facts;
+        let key = KernelOpenKey(OpenKey {
+            cgroup_id: used.cgroup.id,
+            inode: facts.real_inode,
+            device: facts.real_device,
+            generation: facts.generation,
+            seen_device: facts.device,
+            access: flag(access.read, OPEN_READ) | flag(access.write, OPEN_WRITE),
+        });
+        self.opens.insert(key, 1, 0).map_err(io::Error::other)
     }
 
     /// Makes the kernel side ask again.
@@ -266,6 +288,14 @@ struct KernelFileVersion(FileVersion);
 
 // SAFETY: plain integers without padding, as `FileVersion` proves by deriving `FromBytes`.
 unsafe impl aya::Pod for KernelFileVersion {}
+
+/// [`OpenKey`] as a map key.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct KernelOpenKey(OpenKey);
+
+// SAFETY: plain integers without padding, as `OpenKey` proves by deriving `FromBytes`.
+unsafe impl aya::Pod for KernelOpenKey {}
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
 fn refused_map(error: MapError) -> SensorError {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
+use monitor_common::WAKE_INTERVAL_NS;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::mpsc;
 
@@ -26,6 +27,8 @@ use super::{
 const BATCH: usize = 256;
 /// How long the thread sleeps at most before it looks at fanotify's queue and at `stop`.
 const PATIENCE_MS: u16 = 100;
+/// The same after something was read: for so long, records of plain opens wake nobody.
+const LINGER_MS: u16 = (WAKE_INTERVAL_NS / 1_000_000) as u16 + 1;
 
 #[derive(Default)]
 pub(super) struct Counters {
@@ -79,6 +82,7 @@ fn read(
     stop: &AtomicBool,
 ) {
     let mut batch = Vec::with_capacity(BATCH);
+    let mut patience = PATIENCE_MS;
     loop {
         // Before the batch, so that what was submitted before the stop is still read.
         let stopping = stop.load(Ordering::Relaxed);
@@ -89,9 +93,11 @@ fn read(
             if stopping {
                 return;
             }
-            wait(&records);
+            wait(&records, patience);
+            patience = PATIENCE_MS;
             continue;
         }
+        patience = LINGER_MS;
         for mut event in batch.drain(..) {
             hold_files_of(&mut event, holder);
             if events.blocking_send(event).is_err() {
@@ -112,7 +118,8 @@ fn hold_files_of(event: &mut Event, holder: &Holder) {
             code.libraries = link::mapped(code.used.process.pid);
         }
         Event::Code(code) => code.held = holder.mapped(code),
-        Event::Open(open) => open.held = holder.opened(open),
+        Event::Open(open) if open.is_interpreted => open.held = holder.opened(open),
+        Event::Open(_) => {}
         Event::Source(_) | Event::Fork(_) | Event::Exit(_) => {}
     }
 }
@@ -131,9 +138,9 @@ fn take_batch(records: &mut RingBuf<MapData>, batch: &mut Vec<Event>, counters: 
     }
 }
 
-fn wait(records: &RingBuf<MapData>) {
+fn wait(records: &RingBuf<MapData>, patience: u16) {
     let mut ready = [PollFd::new(records.as_fd(), PollFlags::POLLIN)];
-    if let Err(error) = poll(&mut ready, PollTimeout::from(PATIENCE_MS))
+    if let Err(error) = poll(&mut ready, PollTimeout::from(patience))
         && error != nix::errno::Errno::EINTR
     {
         tracing::error!(%error, "cannot wait for the ring buffer");

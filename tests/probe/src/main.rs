@@ -2,6 +2,7 @@
 //! holds nothing else.
 
 mod memory;
+mod opens;
 mod paths;
 
 use std::{
@@ -52,6 +53,13 @@ const USAGE: &str = "usage: probe COMMAND
   protect-written PATH     map PATH, write to the private mapping, make it executable
   map-anonymous            write anonymous memory, then make it executable
   flip PATH                change the last byte of PATH through a shared mapping
+  open-repeat COUNT PATH   open PATH so often
+  open-many FILES ROUNDS DIRECTORY
+                           make so many files in DIRECTORY and open each so often
+  openat2 PATH             open PATH by openat2
+  creat PATH               cut PATH to nothing by creat
+  int80-open PATH          open PATH by a 32-bit system call
+  handle-open PATH         open PATH by its handle
   true [ARG]...            end at once";
 
 fn main() -> ExitCode {
@@ -113,6 +121,14 @@ fn run(arguments: &[OsString]) -> Result<()> {
         (b"protect-written", [path]) => memory::protect_written(&open(path)?),
         (b"map-anonymous", []) => memory::execute_written(),
         (b"flip", [path]) => memory::flip_last_byte(path),
+        (b"open-repeat", [count, path]) => opens::repeat(path, number(count)?),
+        (b"open-many", [files, rounds, directory]) => {
+            opens::many(directory, number(files)?, number(rounds)?)
+        }
+        (b"openat2", [path]) => opens::openat2(path),
+        (b"creat", [path]) => opens::creat(path),
+        (b"int80-open", [path]) => opens::int80(path),
+        (b"handle-open", [path]) => opens::by_handle(path),
         (b"true", _) => Ok(()),
         (b"run-copy", [path, salt, rest @ ..]) => {
             copy_self(path, salt.as_bytes())?;

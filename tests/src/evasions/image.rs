@@ -92,6 +92,8 @@ fn tools() -> Result<Layer> {
     files.add(library)?;
     let layer = Layer::new()
         .dir("opt")
+        .dir("etc")
+        .file("etc/shadow", b"root:*:::::::\n", Attributes::default())
         .program("opt/tool", PROBE)
         .hard_link("opt/second", "opt/tool")
         .program("opt/busybox", &busybox)

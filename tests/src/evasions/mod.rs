@@ -4,6 +4,7 @@
 mod code;
 pub mod document;
 mod image;
+mod opens;
 mod outcome;
 mod places;
 mod programs;
@@ -106,10 +107,11 @@ const fn staged(
 }
 
 /// All techniques, in groups with a title.
-pub const TABLE: [(&str, &[Technique]); 5] = [
+pub const TABLE: [(&str, &[Technique]); 6] = [
     ("Programs", programs::ROWS),
     ("Libraries and other mapped code", code::ROWS),
     ("Scripts", scripts::ROWS),
+    ("Opened files", opens::ROWS),
     ("Names and places", places::ROWS),
     ("Whose process, and edits from outside", whose::ROWS),
 ];

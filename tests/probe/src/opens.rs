@@ -1,0 +1,160 @@
+//! Ways to open a file, and many opens.
+
+use std::{
+    arch::asm,
+    ffi::{CString, OsStr},
+    fs::{File, OpenOptions},
+    io,
+    num::NonZeroUsize,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    libc,
+    sys::mman::{MapFlags, ProtFlags, mmap_anonymous},
+};
+
+/// Opens and closes one file again and again.
+pub(crate) fn repeat(path: &OsStr, count: usize) -> Result<()> {
+    for _ in 0..count {
+        File::open(path).with_context(|| format!("cannot open {path:?}"))?;
+    }
+    Ok(())
+}
+
+/// Makes `files` files in a directory and opens each `rounds` times, one after the other.
+pub(crate) fn many(directory: &OsStr, files: usize, rounds: usize) -> Result<()> {
+    let directory = Path::new(directory);
+    for round in 0..=rounds {
+        for file in 0..files {
+            let path = directory.join(file.to_string());
+            let opened = if round == 0 {
+                OpenOptions::new().write(true).create(true).open(&path)
+            } else {
+                File::open(&path)
+            };
+            opened.with_context(|| format!("cannot open {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// By `openat2`.
+pub(crate) fn openat2(path: &OsStr) -> Result<()> {
+    let path = CString::new(path.as_bytes())?;
+    // SAFETY: plain numbers.
+    let how: libc::open_how = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers live as long as the call; the size is that of what is pointed to.
+    let descriptor = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    };
+    told(descriptor, "openat2")
+}
+
+/// By `creat`, which cuts the file to nothing.
+pub(crate) fn creat(path: &OsStr) -> Result<()> {
+    let path = CString::new(path.as_bytes())?;
+    // SAFETY: the path lives as long as the call.
+    let descriptor = unsafe { libc::syscall(libc::SYS_creat, path.as_ptr(), 0o600) };
+    told(descriptor, "creat")
+}
+
+/// By `open` of the 32-bit system calls.
+pub(crate) fn int80(path: &OsStr) -> Result<()> {
+    const OPEN: u32 = 5;
+    let path = CString::new(path.as_bytes())?;
+    let bytes = path.as_bytes_with_nul();
+    let length = NonZeroUsize::new(bytes.len()).context("the path is empty")?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: new memory of this process, which the system call can reach by 32 bits.
+    let low = unsafe {
+        mmap_anonymous(
+            None,
+            length,
+            protection,
+            MapFlags::MAP_PRIVATE | MapFlags::MAP_32BIT,
+        )
+    }
+    .context("no memory below 4 GiB")?;
+    // SAFETY: the mapping is as long as what is copied.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), low.as_ptr().cast(), bytes.len()) };
+    let mut result: i64 = i64::from(OPEN);
+    // SAFETY: the system call reads the path and gives a descriptor; rbx, which the compiler keeps
+    // for itself, is put back.
+    unsafe {
+        asm!(
+            "xchg rbx, {path}",
+            "int 0x80",
+            "xchg rbx, {path}",
+            path = inout(reg) low.as_ptr() as u64 => _,
+            inout("rax") result,
+            in("rcx") 0u64,
+            in("rdx") 0u64,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    ensure!(
+        (result as i32) >= 0,
+        "open by int 0x80: {}",
+        io::Error::from_raw_os_error(-(result as i32))
+    );
+    Ok(())
+}
+
+/// By `name_to_handle_at` and `open_by_handle_at`.
+pub(crate) fn by_handle(path: &OsStr) -> Result<()> {
+    const HANDLE_BYTES: usize = 128;
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        handle: [u8; HANDLE_BYTES],
+    }
+    let directory = File::open(
+        Path::new(path)
+            .parent()
+            .context("a path without a directory")?,
+    )?;
+    let path = CString::new(path.as_bytes())?;
+    let mut handle = Handle {
+        bytes: HANDLE_BYTES as u32,
+        kind: 0,
+        handle: [0; HANDLE_BYTES],
+    };
+    let mut mount: i32 = 0;
+    // SAFETY: the handle has room for as many bytes as it says.
+    let named = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            &raw mut handle,
+            &raw mut mount,
+            0,
+        )
+    };
+    told(named, "name_to_handle_at")?;
+    // SAFETY: the handle is what the kernel made of it.
+    let descriptor = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            std::os::fd::AsRawFd::as_raw_fd(&directory),
+            &raw mut handle,
+            libc::O_RDONLY,
+        )
+    };
+    told(descriptor, "open_by_handle_at")
+}
+
+fn told(result: i64, call: &str) -> Result<()> {
+    ensure!(result >= 0, "{call}: {}", io::Error::last_os_error());
+    Ok(())
+}
