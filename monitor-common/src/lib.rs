@@ -10,6 +10,7 @@ pub mod code;
 pub mod exec;
 pub mod file;
 pub mod interpreter;
+pub mod loss;
 pub mod offsets;
 pub mod open;
 pub mod path;

@@ -1,14 +1,20 @@
 //! The maps that the agent and the programs share, and the account of each hook.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::generated::bpf_get_current_cgroup_id,
     macros::map,
-    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
 };
 use monitor_common::{
     CGROUPS_MAX, CgroupFacts, HOOKS, Hook, HookCounters, REMEMBERED_MAX, RING_BYTES,
-    code::PROCESSES_MAX, file::FileVersion, interpreter::INTERPRETERS_MAX,
+    code::PROCESSES_MAX,
+    file::FileVersion,
+    interpreter::INTERPRETERS_MAX,
+    loss::{LOSSES_MAX, LossCause, LossKey},
 };
+
+use crate::{kernel::Pointer, task};
 
 /// Records to the agent.
 #[map]
@@ -38,6 +44,10 @@ static AT_SYSCALLS: Array<u32> = Array::with_max_entries(1, 0);
 /// The account, by `Hook`.
 #[map]
 static COUNTERS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(HOOKS, 0);
+
+/// Whose records were lost. Written only then.
+#[map]
+static LOSSES: LruPerCpuHashMap<LossKey, u64> = LruPerCpuHashMap::with_max_entries(LOSSES_MAX, 0);
 
 /// A program, by its file as processes see it.
 #[repr(C)]
@@ -72,6 +82,12 @@ pub enum Outcome {
 /// Counts one run of `hook`.
 #[inline(always)]
 pub fn count(hook: Hook, outcome: Outcome) {
+    // Before the hook's own counters: who reads those first finds in `LOSSES` all that they hold.
+    match outcome {
+        Outcome::RingFull => count_loss(hook, LossCause::RingFull),
+        Outcome::Unreadable => count_loss(hook, LossCause::Unreadable),
+        Outcome::Unwatched | Outcome::Remembered | Outcome::Submitted { .. } => {}
+    }
     let Some(counters) = COUNTERS.get_ptr_mut(hook as u32) else {
         return;
     };
@@ -88,6 +104,27 @@ pub fn count(hook: Hook, outcome: Outcome) {
         }
         Outcome::RingFull => counters.ring_full += 1,
         Outcome::Unreadable => counters.unreadable += 1,
+    }
+}
+
+/// Counts a record of the current task that was lost.
+#[inline(always)]
+fn count_loss(hook: Hook, cause: LossCause) {
+    let key = LossKey {
+        // SAFETY: a helper without arguments.
+        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
+        mount_namespace: task::mount_namespace_of(Pointer::current_task()),
+        hook: hook as u16,
+        cause: cause as u16,
+    };
+    if LOSSES.get_ptr(key).is_none() {
+        // Of two CPUs that add it one gets an error, and finds it there; any other error leaves
+        // the loss to the hook's counters, of nobody in particular.
+        let _ = LOSSES.insert(key, 0, u64::from(BPF_NOEXIST));
+    }
+    if let Some(lost) = LOSSES.get_ptr_mut(key) {
+        // SAFETY: the value is this CPU's, see `count`.
+        unsafe { *lost += 1 };
     }
 }
 

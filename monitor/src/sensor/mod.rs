@@ -26,13 +26,15 @@ use std::{
     thread,
 };
 
-use aya::maps::{HashMap as KernelHashMap, MapData, MapError, PerCpuArray, RingBuf};
-use monitor_common::{CgroupFacts, Hook, file::FileVersion};
+use aya::maps::{
+    HashMap as KernelHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf,
+};
+use monitor_common::{CgroupFacts, Hook, file::FileVersion, loss::LOSSES_MAX};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use self::{
-    account::{Account, KernelCounters},
+    account::{Account, KernelCounters, KernelLossKey, Lost},
     event::{Event, FileFacts},
     hold::{Holder, HolderError},
     hooks::{Choice, HookSet},
@@ -78,6 +80,7 @@ pub struct Sensor {
     cgroups: KernelHashMap<MapData, u64, KernelCgroup>,
     remembered: KernelHashMap<MapData, KernelFileVersion, u32>,
     counters: PerCpuArray<MapData, KernelCounters>,
+    losses: PerCpuHashMap<MapData, KernelLossKey, u64>,
     holder: Arc<Holder>,
     reader: Reader,
     running: Arc<AtomicU64>,
@@ -119,6 +122,8 @@ impl Sensor {
             KernelHashMap::try_from(programs.take_map("REMEMBERED")?).map_err(refused_map)?;
         let counters =
             PerCpuArray::try_from(programs.take_map("COUNTERS")?).map_err(refused_map)?;
+        let losses =
+            PerCpuHashMap::try_from(programs.take_map("LOSSES")?).map_err(refused_map)?;
         let holder = Arc::new(Holder::new()?);
         let (running, running_events) = (Arc::new(AtomicU64::new(0)), events.clone());
         let reader =
@@ -146,6 +151,7 @@ impl Sensor {
             cgroups,
             remembered,
             counters,
+            losses,
             holder,
             reader,
             running,
@@ -223,6 +229,32 @@ impl Sensor {
             total.recursion_misses = self.programs.recursion_misses(hook);
         }
         account
+    }
+
+    /// Whose records the kernel side lost so far, as far as it remembers. Asked after
+    /// [`Self::account`], it says at least as much as that.
+    pub fn losses(&self) -> Vec<Lost> {
+        let keys = self.losses.keys().filter_map(Result::ok);
+        keys.take(LOSSES_MAX as usize)
+            .filter_map(|key| {
+                // An error means that it was forgotten meanwhile.
+                let per_cpu = self.losses.get(&key, 0).ok()?;
+                Lost::new(key.0, per_cpu.iter().sum())
+            })
+            .collect()
+    }
+
+    /// Detaches the hooks and ends the reader once it has read what they submitted; the account
+    /// and the losses are final then.
+    pub fn stop(mut self) -> (Account, Vec<Lost>) {
+        let misses = self.account().hooks.map(|hook| hook.recursion_misses);
+        self.programs.detach();
+        self.reader.stop();
+        let mut account = self.account();
+        for (hook, misses) in account.hooks.iter_mut().zip(misses) {
+            hook.recursion_misses = misses;
+        }
+        (account, self.losses())
     }
 
     /// How many instructions the verifier looked at for each loaded program, of a million that the

@@ -135,6 +135,13 @@ impl Programs {
         attached.map_err(|error| chain(&error))
     }
 
+    /// Detaches and unloads all of them.
+    pub(super) fn detach(&mut self) {
+        for (_, program) in self.attached.clone() {
+            self.unload(&program);
+        }
+    }
+
     fn unload(&mut self, program: &Program) {
         self.attached
             .retain(|(_, attached)| attached.name != program.name);
