@@ -163,6 +163,16 @@ pub fn status(status: &v1::Status) -> Value {
             "queue_overflows": held.queue_overflows,
             "evicted": held.evicted,
         })),
+        "coverage": status.coverage.as_ref().map(|coverage| json!({
+            "gaps": coverage.gaps,
+            "self_check": coverage.self_check.as_ref().map(|check| json!({
+                "last_success": time(check.last_success.as_ref()),
+                "succeeded": check.succeeded,
+                "missed": check.missed,
+                "failed": check.failed,
+                "error": text(&check.error),
+            })),
+        })),
         "containerd": status.containerd.as_ref().map(|containerd| json!({
             "address": containerd.address,
             "connected": containerd.connected,
@@ -185,6 +195,20 @@ pub fn status(status: &v1::Status) -> Value {
             "alerts_expired": api.alerts_expired,
         })),
         "memory_resident_bytes": status.memory_resident_bytes,
+    })
+}
+
+/// A part of a container's time.
+pub fn coverage(container: &v1::alert::Container, span: &v1::CoverageSpan) -> Value {
+    json!({
+        "container": identity(container),
+        "begin": time(span.begin.as_ref()),
+        "end": time(span.end.as_ref()),
+        "state": span.state,
+        "reason": text(&span.reason),
+        "hooks": counts(&span.hooks),
+        "causes": counts(&span.causes),
+        "merged": span.merged,
     })
 }
 

@@ -18,9 +18,7 @@ pub enum LossCause {
 
 /// Key of the `LOSSES` map, whose value is how many records were lost.
 #[repr(C)]
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct LossKey {
     /// Id of the task's cgroup in the v2 hierarchy.
     pub cgroup_id: u64,

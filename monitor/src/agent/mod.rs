@@ -1,9 +1,11 @@
 //! The assembly of the daemon: starts each room, connects them, and stops them in order.
 
 mod bytes;
+mod coverage;
 mod find;
 mod node;
 mod owner;
+mod probe;
 mod query;
 mod runtime;
 mod sourced;
@@ -28,6 +30,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
+pub use self::probe::self_check;
 use crate::{
     alerts::{
         AlertLog,
@@ -36,7 +39,7 @@ use crate::{
     api,
     config::Config,
     containerd,
-    containers::{inventory::Inventory, watch as containerd_watch},
+    containers::{hierarchy::Hierarchy, inventory::Inventory, watch as containerd_watch},
     image::store::ImageStore,
     sensor::Sensor,
 };
@@ -83,6 +86,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         "starting"
     );
 
+    let hierarchy = Hierarchy::find()?;
     Sensor::may_start()?;
     let client = containerd::Client::connect(&config.containerd).await?;
     let _lock = lock(&config.state)?;
@@ -137,6 +141,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         listings,
         ready: ready_in,
         state: state::State::default(),
+        coverage: coverage::Coverage::new(hierarchy, watched_since),
     };
     let inputs = owner::Inputs {
         events,

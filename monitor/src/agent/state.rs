@@ -125,6 +125,8 @@ pub(super) enum Done {
     Use(Box<ReadUse>),
     /// A file that waits in [`Sourced`], by its number there.
     Held(u64, Option<OwnedFd>),
+    /// A check of the daemon itself was done, or why not.
+    Checked(Result<(), String>),
     Contents {
         container: Arc<Container>,
         result: Result<Arc<Contents>, ContentsError>,

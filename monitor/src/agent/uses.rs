@@ -40,6 +40,10 @@ const DATA_BYTES_MAX: u64 = 4 << 20;
 impl Owner {
     pub(super) fn event(&mut self, event: Event) {
         self.state.counts.received += 1;
+        self.look_between();
+        if self.coverage.is_own(&event) {
+            return self.note();
+        }
         let host = self.host_mount_namespace;
         match event {
             Event::Exec(exec) => {
@@ -171,8 +175,7 @@ impl Owner {
             }
             Place::Unknown | Place::Container { .. } => {
                 if self.state.waiting.len() >= WAITING_MAX {
-                    self.state.waiting.pop_front();
-                    self.state.counts.expired_unknown += 1;
+                    self.expire_oldest();
                 }
                 self.state.waiting.push_back(pending);
             }
@@ -283,6 +286,7 @@ impl Owner {
         match done {
             Ok((_, Done::Use(read))) => self.judge(*read),
             Ok((_, Done::Held(number, file))) => self.state.sourced.held(number, file),
+            Ok((_, Done::Checked(result))) => self.checked(result),
             Ok((_, Done::Contents { result: Ok(_), .. })) => {}
             Ok((
                 _,

@@ -156,7 +156,8 @@ pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-fn since_boot(node: &NodeFacts, nanos: u64) -> Timestamp {
+/// A time of the kernel's events, in nanoseconds since boot, by the wall clock.
+pub fn since_boot(node: &NodeFacts, nanos: u64) -> Timestamp {
     // u64 nanoseconds are 584 years: they fit a duration, and the sum saturates in the year 9999.
     let since_boot = SignedDuration::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX));
     node.boot_time
@@ -260,10 +261,19 @@ fn details_of(reason: &str) -> Struct {
     }
 }
 
+fn fingerprint(finding: &Finding) -> String {
+    let (container, file) = (&finding.container, finding.file.as_ref());
+    fingerprint_of(finding.kind.name(), Some(container), file)
+}
+
 /// SHA-256 over kind, image, file path and seen hash, in hex. Each field is preceded by its
 /// length, so that no two lists of fields are the same bytes; a field that does not apply is told
 /// from an empty one.
-fn fingerprint(finding: &Finding) -> String {
+pub(super) fn fingerprint_of(
+    kind: &str,
+    container: Option<&Container>,
+    file: Option<&FileFinding>,
+) -> String {
     let mut hash = Sha256::new();
     let mut field = |bytes: Option<&[u8]>| match bytes {
         None => hash.update([0]),
@@ -273,22 +283,23 @@ fn fingerprint(finding: &Finding) -> String {
             hash.update(bytes);
         }
     };
-    field(Some(finding.kind.name().as_bytes()));
-    let container = &finding.container;
+    field(Some(kind.as_bytes()));
     // What stands for the image also says what it is, so that a chain ID is no manifest.
-    let (what, image) = match &container.identity {
-        Identity::Proven(image) | Identity::Claimed(image) => {
+    let (what, image) = match container.map(|container| (container, &container.identity)) {
+        Some((_, Identity::Proven(image) | Identity::Claimed(image))) => {
             ("manifest", Some(image.manifest.to_string()))
         }
-        Identity::Ambiguous(candidates) => (
+        Some((_, Identity::Ambiguous(candidates))) => (
             "chain",
             candidates.first().map(|image| image.chain_id.to_string()),
         ),
-        Identity::None | Identity::Pending => ("reference", container.image_reference.clone()),
+        Some((container, Identity::None | Identity::Pending)) => {
+            ("reference", container.image_reference.clone())
+        }
+        None => ("any", None),
     };
     field(Some(what.as_bytes()));
     field(image.as_deref().map(str::as_bytes));
-    let file = finding.file.as_ref();
     field(file.map(|file| file.path.as_slice()));
     field(
         file.and_then(|file| file.seen.as_ref())

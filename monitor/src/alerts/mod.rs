@@ -4,6 +4,7 @@
 //! number of readers.
 
 pub mod build;
+pub mod gap;
 pub mod log;
 mod redact;
 

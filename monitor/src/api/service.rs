@@ -10,9 +10,9 @@ use std::{
 
 use jiff::Timestamp;
 use monitor_api::v1::{
-    self, AlertsRequest, AlertsResponse, ContainersRequest, ContainersResponse,
-    ImageContentsRequest, ImageContentsResponse, ImagesRequest, ImagesResponse, StatusRequest,
-    StatusResponse,
+    self, AlertsRequest, AlertsResponse, ContainersRequest, ContainersResponse, CoverageRequest,
+    CoverageResponse, ImageContentsRequest, ImageContentsResponse, ImagesRequest, ImagesResponse,
+    StatusRequest, StatusResponse,
     alerts_request::start::Position,
     alerts_response::{self, Expired, Heartbeat},
     monitor_server::Monitor,
@@ -25,8 +25,8 @@ use tokio_stream::{Stream, iter, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    ALERT_STREAMS_MAX, ContentsError, ENTRIES_PER_MESSAGE_MAX, HEARTBEAT_INTERVAL, ImageContents,
-    Node, REQUEST_TIME_MAX, STREAM_AHEAD_MAX, process,
+    ALERT_STREAMS_MAX, ContentsError, CoverageError, ENTRIES_PER_MESSAGE_MAX, HEARTBEAT_INTERVAL,
+    ImageContents, Node, REQUEST_TIME_MAX, STREAM_AHEAD_MAX, process,
     server::{Connections, stopped},
 };
 use crate::alerts::{AlertLog, AlertReader, Next, Start, build::timestamp};
@@ -37,6 +37,9 @@ const PATH_BYTES_MAX: usize = 4096;
 /// Most bytes of an image's name in a request: a reference has at most 255 bytes of name, 128 of
 /// tag and a digest.
 const IMAGE_BYTES_MAX: usize = 1024;
+
+/// Most bytes of a container's id or name in a request; containerd's ids have at most 76.
+const CONTAINER_BYTES_MAX: usize = 256;
 
 /// Answers calls.
 pub(super) struct Service {
@@ -179,11 +182,51 @@ impl Monitor for Service {
         ))))
     }
 
+    async fn coverage(
+        &self,
+        request: Request<CoverageRequest>,
+    ) -> Result<Response<CoverageResponse>, Status> {
+        let CoverageRequest {
+            container,
+            from,
+            to,
+        } = request.into_inner();
+        if container.is_empty() || container.len() > CONTAINER_BYTES_MAX {
+            return Err(Status::invalid_argument(format!(
+                "container must have 1 to {CONTAINER_BYTES_MAX} bytes; it has {}",
+                container.len()
+            )));
+        }
+        let (from, to) = (read_time("from", from)?, read_time("to", to)?);
+        let covered = within(self.node.coverage(&container, from, to)).await??;
+        Ok(Response::new(covered))
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let status = self.complete(within(self.node.status()).await?);
         Ok(Response::new(StatusResponse {
             status: Some(status),
         }))
+    }
+}
+
+fn read_time(
+    name: &str,
+    time: Option<prost_types::Timestamp>,
+) -> Result<Option<Timestamp>, Status> {
+    time.map(|time| Timestamp::new(time.seconds, time.nanos))
+        .transpose()
+        .map_err(|error| Status::invalid_argument(format!("{name} is no time: {error}")))
+}
+
+impl From<CoverageError> for Status {
+    fn from(error: CoverageError) -> Self {
+        let message = error.to_string();
+        match error {
+            CoverageError::NoContainer(_) => Self::not_found(message),
+            CoverageError::Ambiguous { .. } => Self::failed_precondition(message),
+            CoverageError::Stopping => Self::unavailable(message),
+        }
     }
 }
 

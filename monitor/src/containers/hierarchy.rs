@@ -156,14 +156,20 @@ mod tests {
         let unified = "30 22 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let part = "40 22 0:26 /kubepods /srv/part rw - cgroup2 cgroup2 rw\n";
         check(v2, Ok(("/sys/fs/cgroup", false)));
-        check(&format!("{v1}{unified}"), Ok(("/sys/fs/cgroup/unified", true)));
+        check(
+            &format!("{v1}{unified}"),
+            Ok(("/sys/fs/cgroup/unified", true)),
+        );
         check(&format!("{part}{v2}"), Ok(("/sys/fs/cgroup", false)));
         check(part, Ok(("/srv/part", false)));
         check(
             "30 22 0:26 / /a\\040b rw - cgroup2 none rw\n",
             Ok(("/a b", false)),
         );
-        check(v1, Err("cgroup v1 only (/sys/fs/cgroup/memory, /sys/fs/cgroup/pids)"));
+        check(
+            v1,
+            Err("cgroup v1 only (/sys/fs/cgroup/memory, /sys/fs/cgroup/pids)"),
+        );
         check("", Err("no cgroup v2 hierarchy is mounted"));
         // A name that looks like the type, and lines that are none.
         check(

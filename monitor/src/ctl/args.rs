@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use jiff::Timestamp;
 
 use super::Failure;
 use crate::api::Address;
@@ -122,6 +123,32 @@ Examples:
         #[arg(value_name = "CONTAINER")]
         container: String,
     },
+
+    /// When a container was watched and when not, also one that is gone
+    #[command(after_help = "\
+Examples:
+  monitorctl container coverage web
+  monitorctl container coverage web --from 2026-11-22T03:00:00Z --to 2026-11-22T04:00:00Z
+  monitorctl container coverage web -o json | jq 'select(.state == \"gap\")'")]
+    Coverage {
+        /// Its id, a unique beginning of it, or its name
+        #[arg(value_name = "CONTAINER")]
+        container: String,
+
+        /// From when on, RFC 3339; since it was created if left out
+        #[arg(long, value_name = "T", value_parser = read_time)]
+        from: Option<Timestamp>,
+
+        /// Until when, RFC 3339; until now if left out
+        #[arg(long, value_name = "T", value_parser = read_time)]
+        to: Option<Timestamp>,
+    },
+}
+
+/// A time on the command line.
+fn read_time(text: &str) -> Result<Timestamp, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is no time; give one as 2026-11-22T03:20:14Z"))
 }
 
 /// What to do with images.

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use monitor_api::{
     json,
-    v1::{Status, status::Hook},
+    v1::{
+        Status,
+        status::{Hook, SelfCheck},
+    },
 };
 
 use super::{Client, Failure, Output, inventory::print_facts, output::time, status_of};
@@ -66,6 +69,12 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
             format!("{}, {} queue overflows", held.files, held.queue_overflows),
         ));
     }
+    if let Some(coverage) = &status.coverage {
+        facts.push(("gaps", coverage.gaps.to_string()));
+        if let Some(check) = &coverage.self_check {
+            facts.push(("self-check", self_check_fact(check)));
+        }
+    }
     if let Some(containerd) = &status.containerd {
         let state = if containerd.connected {
             "connected"
@@ -109,6 +118,22 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         format!("{} KiB resident", status.memory_resident_bytes / 1024),
     ));
     facts
+}
+
+fn self_check_fact(check: &SelfCheck) -> String {
+    let last = match &check.last_success {
+        Some(last) => format!("last seen {}", time(Some(last))),
+        None => "not seen yet".to_owned(),
+    };
+    let (succeeded, missed) = (check.succeeded, check.missed);
+    let mut fact = format!("{last}; {succeeded} seen, {missed} missed");
+    if check.failed > 0 {
+        fact = format!("{fact}, {} not done", check.failed);
+    }
+    if !check.error.is_empty() {
+        fact = format!("{fact}: {}", check.error);
+    }
+    fact
 }
 
 fn hook_fact(hook: &Hook) -> String {

@@ -50,7 +50,9 @@ impl Lost {
             cgroup_id: key.cgroup_id,
             mount_namespace: key.mount_namespace,
             hook: KINDS.into_iter().find(|hook| *hook as u16 == key.hook)?,
-            cause: causes.into_iter().find(|cause| *cause as u16 == key.cause)?,
+            cause: causes
+                .into_iter()
+                .find(|cause| *cause as u16 == key.cause)?,
             count,
         })
     }

@@ -26,9 +26,7 @@ use std::{
     thread,
 };
 
-use aya::maps::{
-    HashMap as KernelHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf,
-};
+use aya::maps::{HashMap as KernelHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf};
 use monitor_common::{CgroupFacts, Hook, file::FileVersion, loss::LOSSES_MAX};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
@@ -122,8 +120,7 @@ impl Sensor {
             KernelHashMap::try_from(programs.take_map("REMEMBERED")?).map_err(refused_map)?;
         let counters =
             PerCpuArray::try_from(programs.take_map("COUNTERS")?).map_err(refused_map)?;
-        let losses =
-            PerCpuHashMap::try_from(programs.take_map("LOSSES")?).map_err(refused_map)?;
+        let losses = PerCpuHashMap::try_from(programs.take_map("LOSSES")?).map_err(refused_map)?;
         let holder = Arc::new(Holder::new()?);
         let (running, running_events) = (Arc::new(AtomicU64::new(0)), events.clone());
         let reader =

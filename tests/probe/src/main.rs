@@ -48,6 +48,7 @@ const USAGE: &str = "usage: probe COMMAND
                            mount an overlay of /bin in a user namespace, copy SOURCE into it and
                            execute the copy
   map-file PATH            map PATH executable
+  map-often PATH COUNT     map PATH executable and unmap it, COUNT times
   map-memfd PATH           copy PATH into a memfd and map that executable
   protect-written PATH     map PATH, write to the private mapping, make it executable
   map-anonymous            write anonymous memory, then make it executable
@@ -109,6 +110,7 @@ fn run(arguments: &[OsString]) -> Result<()> {
             exec(copy.as_os_str(), rest)
         }
         (b"map-file", [path]) => memory::map_executable(&open(path)?),
+        (b"map-often", [path, count]) => memory::map_executable_often(&open(path)?, number(count)?),
         (b"map-memfd", [path]) => memory::map_executable(&memfd(path)?),
         (b"protect-written", [path]) => memory::protect_written(&open(path)?),
         (b"map-anonymous", []) => memory::execute_written(),
