@@ -16,7 +16,7 @@ use super::procfs::unescaped;
 const MOUNTS: &str = "/proc/self/mountinfo";
 /// `FILEID_KERNFS` of `include/linux/exportfs.h`: a handle that is the cgroup's id.
 const FILEID_KERNFS: i32 = 0xfe;
-const ID_BYTES: usize = size_of::<u64>();
+const ID_BYTES: u32 = 8;
 
 /// There is no cgroup v2 hierarchy to watch.
 #[derive(Debug, thiserror::Error)]
@@ -103,13 +103,13 @@ impl Hierarchy {
         struct Handle {
             bytes: u32,
             kind: i32,
-            id: [u8; ID_BYTES],
+            id: u64,
         }
         let mount = fs::File::open(&self.place).ok()?;
         let mut handle = Handle {
-            bytes: ID_BYTES as u32,
+            bytes: ID_BYTES,
             kind: FILEID_KERNFS,
-            id: id.to_ne_bytes(),
+            id,
         };
         // SAFETY: the handle is laid out as `struct file_handle` and says how long it is; the
         // kernel only reads it.
