@@ -69,7 +69,7 @@ pub fn alert(alert: &v1::Alert) -> Value {
         "connection": alert.connection.as_ref().map(|connection| json!({
             "protocol": connection.protocol,
             "family": connection.family,
-            "address": escape(&connection.address),
+            "address": bytes(&connection.address),
             "port": connection.port,
         })),
         "details": alert.details.as_ref().map(structure),
@@ -157,6 +157,7 @@ pub fn status(status: &v1::Status) -> Value {
             "caches": events.caches,
             "data": events.data,
             "noted": events.noted,
+            "peers": events.peers,
         })),
         "held": status.held.as_ref().map(|held| json!({
             "files": held.files,

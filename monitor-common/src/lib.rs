@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod code;
+pub mod connect;
 pub mod exec;
 pub mod file;
 pub mod interpreter;
@@ -19,10 +20,13 @@ pub mod task;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of every layout in this crate; the agent refuses a record of another one.
-pub const LAYOUT_VERSION: u16 = 2;
+pub const LAYOUT_VERSION: u16 = 3;
 
 /// Bytes of the ring buffer that carries records to the agent.
 pub const RING_BYTES: u32 = 8 << 20;
+
+/// Bytes of it beyond which what can be repeated at will is lost first: the rest is for execs.
+pub const RING_REPEATABLE_BYTES: u64 = RING_BYTES as u64 / 2;
 
 /// How many cgroups the kernel side remembers; the least recently used one is forgotten and asked
 /// for again.
@@ -44,6 +48,8 @@ pub enum RecordKind {
     Fork = 5,
     /// A process ended: [`process::ExitRecord`].
     Exit = 6,
+    /// A process reached for a peer: [`connect::ConnectRecord`].
+    Connect = 7,
 }
 
 /// A family of hooks, best first.
@@ -54,7 +60,7 @@ pub enum HookSet {
     Lsm = 1,
     /// The same places, entered through a trampoline.
     Fentry = 2,
-    /// Tracepoints, and the end of system calls.
+    /// Tracepoints, the end of system calls, and programs of the root cgroup.
     Tracepoint = 3,
 }
 
@@ -116,7 +122,7 @@ pub struct HookCounters {
     pub seen: u64,
     /// Of the host, not sent.
     pub unwatched: u64,
-    /// Judged good before, not sent.
+    /// Judged good before, or told of the same process a moment ago, not sent.
     pub remembered: u64,
     /// Handed to the ring buffer.
     pub submitted: u64,
@@ -145,7 +151,9 @@ pub enum Hook {
     Fork = 4,
     /// Processes ended.
     Exit = 5,
+    /// Peers connected or sent to.
+    Connect = 6,
 }
 
 /// How many [`Hook`]s there are.
-pub const HOOKS: u32 = 6;
+pub const HOOKS: u32 = 7;

@@ -1,13 +1,17 @@
 //! The maps that the agent and the programs share, and the account of each hook.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     macros::map,
     maps::{Array, LruHashMap, PerCpuArray, RingBuf},
 };
 use monitor_common::{
     CGROUPS_MAX, CgroupFacts, HOOKS, Hook, HookCounters, REMEMBERED_MAX, RING_BYTES,
-    code::PROCESSES_MAX, file::FileVersion, interpreter::INTERPRETERS_MAX,
+    RING_REPEATABLE_BYTES,
+    code::PROCESSES_MAX,
+    connect::{PEERS_MAX, Peer, PeerState},
+    file::FileVersion,
+    interpreter::INTERPRETERS_MAX,
 };
 
 /// Records to the agent.
@@ -21,6 +25,10 @@ static CGROUPS: LruHashMap<u64, CgroupFacts> = LruHashMap::with_max_entries(CGRO
 /// File versions that the agent has judged good.
 #[map]
 static REMEMBERED: LruHashMap<FileVersion, u32> = LruHashMap::with_max_entries(REMEMBERED_MAX, 0);
+
+/// Peers that were told of or that the agent has judged good, each for the cgroup that reached for it.
+#[map]
+static PEERS: LruHashMap<Peer, PeerState> = LruHashMap::with_max_entries(PEERS_MAX, 0);
 
 /// Which programs are interpreters, an `Interpreter` by the inode and device that processes see.
 #[map]
@@ -104,6 +112,20 @@ pub fn is_remembered(version: &FileVersion) -> bool {
     unsafe { REMEMBERED.get(version) }.is_some()
 }
 
+/// What is remembered of a peer.
+#[inline(always)]
+pub fn peer(peer: &Peer) -> PeerState {
+    // SAFETY: the value is plain numbers that the agent may replace at any time.
+    unsafe { PEERS.get(peer) }.copied().unwrap_or_default()
+}
+
+/// Takes note that a peer was told of.
+#[inline(always)]
+pub fn set_peer(peer: &Peer, state: &PeerState) {
+    // An error means that another CPU holds the bucket: then it is told twice.
+    let _ = PEERS.insert(peer, state, 0);
+}
+
 /// Which interpreter a program is, an `Interpreter`.
 #[inline(always)]
 pub fn interpreter(program: &Program) -> u32 {
@@ -153,6 +175,12 @@ pub fn submit(record: &[u8]) -> bool {
     RECORDS
         .output::<[u8]>(record, u64::from(BPF_RB_FORCE_WAKEUP))
         .is_ok()
+}
+
+/// Whether the ring has room for what can be repeated at will.
+#[inline(always)]
+pub fn has_room() -> bool {
+    RECORDS.query(u64::from(BPF_RB_AVAIL_DATA)) < RING_REPEATABLE_BYTES
 }
 
 /// Hands a record to the agent, which reads it with the next that wakes it.

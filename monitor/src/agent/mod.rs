@@ -1,6 +1,7 @@
 //! The assembly of the daemon: starts each room, connects them, and stops them in order.
 
 mod bytes;
+mod connects;
 mod find;
 mod node;
 mod owner;
@@ -125,6 +126,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         runtime: tokio::task::spawn_blocking(runtime::find)
             .await
             .context("cannot look for the container runtime")?,
+        sockets: runtime::sockets(Path::new(&containerd_address)),
+        containerd: containerd_address.clone(),
         bytes: Arc::default(),
         images: Arc::clone(&images),
         log: log.clone(),

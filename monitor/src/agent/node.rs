@@ -253,6 +253,7 @@ impl Node for NodeView {
             caches: snapshot.counts.caches,
             data: snapshot.counts.data,
             noted: snapshot.counts.noted,
+            peers: snapshot.counts.peers,
         });
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,

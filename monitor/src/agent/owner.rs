@@ -3,6 +3,7 @@
 
 use std::{
     future::Future,
+    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,7 +23,7 @@ use crate::{
         Container, Identity,
         inventory::{Change, Effect, Inventory, ListingRequest},
     },
-    detect::{Finding, container as container_rules, file::RuntimeFiles},
+    detect::{Finding, connect::RuntimeSockets, container as container_rules, file::RuntimeFiles},
     image::{contents::Contents, error::ContentsError, store::ImageStore},
     sensor::{Sensor, event::Event, hold::HolderError},
 };
@@ -59,6 +60,9 @@ pub(super) struct Owner {
     pub(super) host_mount_namespace: u32,
     pub(super) inventory: Inventory,
     pub(super) runtime: RuntimeFiles,
+    pub(super) sockets: RuntimeSockets,
+    /// Where containerd has its socket.
+    pub(super) containerd: PathBuf,
     pub(super) bytes: Arc<BytesReader>,
     pub(super) images: Arc<ImageStore>,
     pub(super) log: AlertLog,
@@ -249,6 +253,7 @@ impl Owner {
     }
 
     fn tick(&mut self) {
+        self.renew_sockets();
         // The clock of the world may have been set.
         match boot_time() {
             Ok(boot) => self.node.boot_time = boot,

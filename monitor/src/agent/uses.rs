@@ -21,14 +21,14 @@ use crate::{
         inventory::{Place, PlacedBy},
     },
     detect::{
-        FileVerdict, Finding,
+        FileVerdict, Finding, Kind,
         file::{self, Expected, Judgement, UseFacts},
         participant::{self, Participant},
         role::Role,
         script::{self, Opened, Use},
     },
     sensor::{
-        event::{Event, FileFacts, FileUse},
+        event::{Event, FileFacts, FileUse, ProcessId},
         hooks,
     },
 };
@@ -65,6 +65,10 @@ impl Owner {
                 } else {
                     self.place(pending);
                 }
+            }
+            Event::Connect(connect) => {
+                let known = self.state.processes.acted(&connect.used.process, host);
+                self.place(pending(What::Connect(connect), known));
             }
             Event::Source(source) => {
                 let shown = self.state.sourced.shown(&source);
@@ -141,7 +145,7 @@ impl Owner {
                     let is_exec = matches!(pending.what, What::Exec(_));
                     self.tell_container(used.cgroup.id, &container, is_exec);
                 }
-                match self.lives_in(used, &container) {
+                match self.lives_in(&pending.what, &container) {
                     Some(other) => {
                         pending.visitor_of = Some(container);
                         self.read(pending, other);
@@ -171,6 +175,11 @@ impl Owner {
             }
             Place::Unknown | Place::Container { .. } => {
                 if self.state.waiting.len() >= WAITING_MAX {
+                    // Connects can be repeated at will: they must not drive out an exec.
+                    if matches!(pending.what, What::Connect(_)) {
+                        self.state.counts.expired_unknown += 1;
+                        return;
+                    }
                     self.state.waiting.pop_front();
                     self.state.counts.expired_unknown += 1;
                 }
@@ -181,12 +190,18 @@ impl Owner {
 
     /// The other container in which a process of `container`'s cgroup lives: by its mount namespace
     /// and the file that it uses. It was moved to this cgroup, or went into that container.
-    fn lives_in(&self, used: &FileUse, container: &Arc<Container>) -> Option<Arc<Container>> {
+    fn lives_in(&self, what: &What, container: &Arc<Container>) -> Option<Arc<Container>> {
+        let used = what.used();
+        let device = match what {
+            // No file speaks for it but its root directory.
+            What::Connect(_) => used.process.root_device,
+            _ => used.file.facts.device,
+        };
         let other = self.inventory.of_namespace(used.process.mount_namespace)?;
         let root_device = other.task.as_ref().and_then(|task| task.root_device);
         let is_other = creation(other) != creation(container)
             && other.identity != Identity::Pending
-            && root_device == Some(used.file.facts.device);
+            && root_device == Some(device);
         is_other.then(|| Arc::clone(other))
     }
 
@@ -231,6 +246,9 @@ impl Owner {
 
     /// Starts reading what the verdict on a use depends on.
     fn read(&mut self, mut pending: Pending, container: Arc<Container>) {
+        let Some(role) = pending.what.role() else {
+            return self.judge_connect(&pending, &container);
+        };
         let facts = pending.what.used().file.facts;
         if is_data(&pending.what) && !(is_lower(&facts) && facts.size <= DATA_BYTES_MAX) {
             self.count(&Judgement::Good(FileVerdict::Image), true);
@@ -240,9 +258,10 @@ impl Owner {
             What::Exec(exec) => (std::mem::take(&mut exec.held), exec.program.take()),
             What::Code(code) => (Vec::new(), code.held.take()),
             What::Open(open, _) => (Vec::new(), open.held.take()),
+            What::Connect(_) => (Vec::new(), None),
         };
         let image = container.identity.contents_of().cloned();
-        let is_anonymous = pending.what.role() == Role::Anonymous;
+        let is_anonymous = role == Role::Anonymous;
         let request = Request {
             container: creation(&container),
             is_anonymous,
@@ -269,6 +288,7 @@ impl Owner {
             let (files, contents) = tokio::join!(bytes.read(request), contents);
             Done::Use(Box::new(ReadUse {
                 pending,
+                role,
                 container,
                 files,
                 contents,
@@ -304,6 +324,7 @@ impl Owner {
     fn judge(&mut self, read: ReadUse) {
         let ReadUse {
             pending,
+            role,
             container,
             files,
             contents,
@@ -316,7 +337,7 @@ impl Owner {
         };
         let facts = UseFacts {
             used,
-            role: what.role(),
+            role,
             container: &container,
             host_mount_namespace: self.host_mount_namespace,
             runtime: &self.runtime,
@@ -362,7 +383,6 @@ impl Owner {
                 ));
             }
         }
-        let role = facts.role;
         if judgement == Judgement::Confirmed && files.is_settled {
             self.remember(&used.file.facts);
         }
@@ -410,6 +430,12 @@ impl Owner {
         {
             tracing::warn!(%error, "cannot have the kernel side remember a file of an image; it goes on being told");
         }
+    }
+
+    /// Whether nothing of the kind was raised of this process and peer before.
+    pub(super) fn is_first(&mut self, process: ProcessId, kind: Kind, address: Vec<u8>) -> bool {
+        let key = (process, kind, address, None);
+        self.state.raised.put(key, ()).is_none()
     }
 
     /// Whether a finding beside an exec's own was not raised of this process before.

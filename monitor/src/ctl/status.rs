@@ -47,7 +47,7 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push((
             "judged",
             format!(
-                "{} of the image, {} with changed metadata, {} the runtime's, {} the host's, {} compiled at run time, {} bytecode caches, {} data, {} not comparable, {} only noted",
+                "{} of the image, {} with changed metadata, {} the runtime's, {} the host's, {} compiled at run time, {} bytecode caches, {} data, {} not comparable, {} connects, {} only noted",
                 events.image,
                 events.metadata_changed,
                 events.runtime,
@@ -56,6 +56,7 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
                 events.caches,
                 events.data,
                 events.unverifiable,
+                events.peers,
                 events.noted
             ),
         ));

@@ -6,7 +6,12 @@ use super::{
     FileFinding, FileVerdict, Finding, HashState, Kind, ProcessFinding, Severity,
     file::{Bytes, Expected, Judgement, Subject, UseFacts},
 };
-use crate::{digest::Digest, image::layer::EntryKind};
+use crate::{
+    containers::processes::{Origin, Program},
+    digest::Digest,
+    image::layer::EntryKind,
+    sensor::event::Process,
+};
 
 /// A finding while it is put together.
 pub(super) struct Draft<'a, 'b> {
@@ -42,8 +47,14 @@ pub(super) fn raise_about<'a, 'b>(
             Expected::Unavailable(_) | Expected::NoImage => None,
         },
         message: format!("{} {said}", monitor_api::bytes::escape(subject.path)),
-        process: Some(process_of(facts)),
+        process: Some(process_of(
+            &facts.used.process,
+            facts.origin,
+            facts.program,
+            &facts.ancestors,
+        )),
         file: None,
+        connection: None,
         details: match subject.bytes {
             Bytes::Gone(reason) => Some(reason.clone()),
             Bytes::Hashed(_) | Bytes::Touched(_) | Bytes::Remembered => None,
@@ -70,22 +81,24 @@ pub(super) fn raise_about<'a, 'b>(
     }
 }
 
-fn process_of(facts: &UseFacts<'_>) -> ProcessFinding {
+/// What is said of a process.
+pub(super) fn process_of(
+    process: &Process,
+    origin: Origin,
+    program: Option<&Program>,
+    ancestors: &[Vec<u8>],
+) -> ProcessFinding {
     ProcessFinding {
-        process: facts.used.process.clone(),
-        origin: facts.origin,
-        executable: facts
-            .program
+        process: process.clone(),
+        origin,
+        executable: program
             .map(|program| program.executable.clone())
             .unwrap_or_default(),
-        arguments: facts
-            .program
+        arguments: program
             .map(|program| program.arguments.clone())
             .unwrap_or_default(),
-        arguments_truncated: facts
-            .program
-            .is_some_and(|program| program.arguments_truncated),
-        ancestors: facts.ancestors.clone(),
+        arguments_truncated: program.is_some_and(|program| program.arguments_truncated),
+        ancestors: ancestors.to_vec(),
     }
 }
 

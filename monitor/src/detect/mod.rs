@@ -1,5 +1,6 @@
 //! Facts to findings: every rule, and no I/O.
 
+pub mod connect;
 pub mod container;
 mod draft;
 pub mod file;
@@ -45,6 +46,8 @@ pub enum Kind {
     ImageUnknown,
     /// Bytes could not be compared.
     ContentUnverifiable,
+    /// A peer was reached for that hands out credentials or rules over containers.
+    ConnectSensitive,
 }
 
 impl Kind {
@@ -64,6 +67,7 @@ impl Kind {
             Self::CodeVolume => "code_volume",
             Self::ImageUnknown => "image_unknown",
             Self::ContentUnverifiable => "content_unverifiable",
+            Self::ConnectSensitive => "connect_sensitive",
         }
     }
 }
@@ -170,6 +174,8 @@ pub struct Finding {
     pub process: Option<ProcessFinding>,
     /// The file, for findings about one.
     pub file: Option<FileFinding>,
+    /// The peer, for findings about one.
+    pub connection: Option<connect::ConnectionFinding>,
     /// What more there is to say (why unverifiable, what contradicts).
     pub details: Option<String>,
     /// Which hook saw it (`tracepoint`).

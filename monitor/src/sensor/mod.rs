@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod btf;
+pub mod cgroup_root;
 pub mod decode;
 pub mod elf;
 pub mod event;
@@ -27,7 +28,11 @@ use std::{
 };
 
 use aya::maps::{HashMap as KernelHashMap, MapData, MapError, PerCpuArray, RingBuf};
-use monitor_common::{CgroupFacts, Hook, file::FileVersion};
+use monitor_common::{
+    CgroupFacts, Hook,
+    connect::{Peer, PeerState},
+    file::FileVersion,
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
@@ -77,6 +82,7 @@ pub struct Sensor {
     choices: Vec<Choice>,
     cgroups: KernelHashMap<MapData, u64, KernelCgroup>,
     remembered: KernelHashMap<MapData, KernelFileVersion, u32>,
+    peers: KernelHashMap<MapData, KernelPeer, KernelPeerState>,
     counters: PerCpuArray<MapData, KernelCounters>,
     holder: Arc<Holder>,
     reader: Reader,
@@ -117,6 +123,7 @@ impl Sensor {
             KernelHashMap::try_from(programs.take_map("CGROUPS")?).map_err(refused_map)?;
         let remembered =
             KernelHashMap::try_from(programs.take_map("REMEMBERED")?).map_err(refused_map)?;
+        let peers = KernelHashMap::try_from(programs.take_map("PEERS")?).map_err(refused_map)?;
         let counters =
             PerCpuArray::try_from(programs.take_map("COUNTERS")?).map_err(refused_map)?;
         let holder = Arc::new(Holder::new()?);
@@ -145,6 +152,7 @@ impl Sensor {
             choices,
             cgroups,
             remembered,
+            peers,
             counters,
             holder,
             reader,
@@ -192,6 +200,26 @@ impl Sensor {
             .insert(KernelFileVersion(version), 1, 0)
             .map_err(io::Error::other)?;
         Ok(true)
+    }
+
+    /// Has the kernel side send nothing more of a peer that was judged good.
+    pub fn remember_peer(&mut self, peer: &Peer) -> io::Result<()> {
+        self.peers
+            .insert(KernelPeer(*peer), KernelPeerState(PeerState::GOOD), 0)
+            .map_err(io::Error::other)
+    }
+
+    /// Has the kernel side tell of every peer again.
+    pub fn forget_peers(&mut self) -> io::Result<()> {
+        let known: Result<Vec<KernelPeer>, MapError> = self.peers.keys().collect();
+        for peer in known.map_err(io::Error::other)? {
+            match self.peers.remove(&peer) {
+                // The map evicts by itself.
+                Err(MapError::KeyNotFound) | Ok(()) => {}
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(())
     }
 
     /// Makes the kernel side ask again.
@@ -266,6 +294,22 @@ struct KernelFileVersion(FileVersion);
 
 // SAFETY: plain integers without padding, as `FileVersion` proves by deriving `FromBytes`.
 unsafe impl aya::Pod for KernelFileVersion {}
+
+/// [`Peer`] as a map key.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct KernelPeer(Peer);
+
+// SAFETY: plain integers without padding, as `Peer` proves by deriving `FromBytes`.
+unsafe impl aya::Pod for KernelPeer {}
+
+/// [`PeerState`] as a map value.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct KernelPeerState(PeerState);
+
+// SAFETY: plain integers without padding, as `PeerState` proves by deriving `FromBytes`.
+unsafe impl aya::Pod for KernelPeerState {}
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
 fn refused_map(error: MapError) -> SensorError {

@@ -113,7 +113,7 @@ fn hold_files_of(event: &mut Event, holder: &Holder) {
         }
         Event::Code(code) => code.held = holder.mapped(code),
         Event::Open(open) => open.held = holder.opened(open),
-        Event::Source(_) | Event::Fork(_) | Event::Exit(_) => {}
+        Event::Source(_) | Event::Fork(_) | Event::Exit(_) | Event::Connect(_) => {}
     }
 }
 
