@@ -35,7 +35,7 @@ fn every_kind_of_event_has_its_hook_and_what_it_does_not_see() -> Result<()> {
     let containerd = Containerd::start()?;
     let (lines, can_watch) = examine(&containerd.address())?;
     ensure!(can_watch, "{lines:?}");
-    for kind in ["exec", "code", "open", "source", "fork", "exit"] {
+    for kind in ["exec", "code", "open", "source", "fork", "exit", "connect"] {
         let line = line(&lines, &format!("hook.{kind}"))?;
         let set = text(line, "/finding").unwrap_or_default();
         ensure!(["lsm", "fentry", "tracepoint"].contains(&set), "{line}");

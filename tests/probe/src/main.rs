@@ -2,6 +2,7 @@
 //! holds nothing else.
 
 mod memory;
+mod network;
 mod paths;
 
 use std::{
@@ -52,6 +53,21 @@ const USAGE: &str = "usage: probe COMMAND
   protect-written PATH     map PATH, write to the private mapping, make it executable
   map-anonymous            write anonymous memory, then make it executable
   flip PATH                change the last byte of PATH through a shared mapping
+  connect ADDRESS PORT     connect by TCP
+  connect-ring ADDRESS PORT
+                           the same through io_uring
+  connect-fast ADDRESS PORT
+                           send with the first packet of a TCP connection
+  send ADDRESS PORT        send by UDP without connecting
+  send-often COUNT ADDRESS PORT
+                           do so COUNT times
+  send-ports ADDRESS       do so to each port
+  send-many ADDRESS PORT   send two messages by UDP in one call
+  send-bare ADDRESS PORT   send by UDP to an address that names no family
+  send-raw ADDRESS         send by a raw socket
+  packet-socket            make a packet socket
+  connect-unix PATH        connect to a socket of AF_UNIX
+  connect-abstract NAME    listen at a name of AF_UNIX that is no path, and connect to it
   true [ARG]...            end at once";
 
 fn main() -> ExitCode {
@@ -113,6 +129,20 @@ fn run(arguments: &[OsString]) -> Result<()> {
         (b"protect-written", [path]) => memory::protect_written(&open(path)?),
         (b"map-anonymous", []) => memory::execute_written(),
         (b"flip", [path]) => memory::flip_last_byte(path),
+        (b"connect", [address, port]) => network::connect_tcp(address, port),
+        (b"connect-ring", [address, port]) => network::connect_by_ring(address, port),
+        (b"connect-fast", [address, port]) => network::send_fast_open(address, port),
+        (b"send", [address, port]) => network::send_udp(address, port),
+        (b"send-often", [count, address, port]) => {
+            network::send_often(number(count)?, address, port)
+        }
+        (b"send-ports", [address]) => network::send_ports(address),
+        (b"send-many", [address, port]) => network::send_many(address, port),
+        (b"send-bare", [address, port]) => network::send_without_family(address, port),
+        (b"send-raw", [address]) => network::send_raw(address),
+        (b"packet-socket", []) => network::make_packet_socket(),
+        (b"connect-unix", [path]) => network::connect_unix(path),
+        (b"connect-abstract", [name]) => network::connect_abstract(name),
         (b"true", _) => Ok(()),
         (b"run-copy", [path, salt, rest @ ..]) => {
             copy_self(path, salt.as_bytes())?;
