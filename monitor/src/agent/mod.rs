@@ -11,6 +11,7 @@ mod state;
 mod uses;
 
 use std::{
+    collections::HashSet,
     fs::{DirBuilder, File, Permissions},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
@@ -36,7 +37,8 @@ use crate::{
     api,
     config::Config,
     containerd,
-    containers::{inventory::Inventory, watch as containerd_watch},
+    containers::{catalog::Reference, inventory::Inventory, watch as containerd_watch},
+    digest::Digest,
     image::store::ImageStore,
     sensor::Sensor,
 };
@@ -144,6 +146,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         queries,
     };
     let mut owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
+    let forgetting = tokio::spawn(forget_layers(Arc::clone(&images), references.clone()));
     let answers = node::NodeView {
         node,
         queries: queries_in,
@@ -174,6 +177,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     announcing.abort();
+    forgetting.abort();
     // The owner first, so that what it still finds reaches the API's clients.
     stop_owner.send_replace(true);
     owning.await.context("the owner task failed")?;
@@ -182,6 +186,27 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     serving.await.context("the API task failed")??;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Drops the layers of images that were deleted. What was deleted while no daemon ran goes when the
+/// store needs room: a list that is not complete yet must not cost layers that are needed.
+async fn forget_layers(images: Arc<ImageStore>, mut references: watch::Receiver<Arc<[Reference]>>) {
+    let mut named = HashSet::new();
+    while references.changed().await.is_ok() {
+        let now: HashSet<Digest> = references
+            .borrow_and_update()
+            .iter()
+            .filter_map(|reference| reference.image.as_ref())
+            .flat_map(|image| image.config.diff_ids.iter().copied())
+            .collect();
+        let gone: HashSet<Digest> = named.difference(&now).copied().collect();
+        named = now;
+        let images = Arc::clone(&images);
+        if !gone.is_empty() {
+            // A failure is told by the store itself.
+            let _ = tokio::task::spawn_blocking(move || images.forget(&gone)).await;
+        }
+    }
 }
 
 fn node_name(config: &Config) -> anyhow::Result<String> {

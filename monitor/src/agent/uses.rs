@@ -327,6 +327,7 @@ impl Owner {
             },
             bytes: &files.bytes,
             head: &files.head,
+            capability: files.capability,
             libraries: what.libraries(),
             origin: known.origin(&used.process, &container),
             program: known.program.as_deref(),
