@@ -176,6 +176,12 @@ pub fn status(status: &v1::Status) -> Value {
             "oldest_cursor": alerts.oldest_cursor.to_string(),
             "newest_cursor": alerts.newest_cursor.to_string(),
             "by_kind": counts(&alerts.by_kind),
+            "durable_cursor": alerts.durable_cursor.to_string(),
+            "journal_bytes": alerts.journal_bytes,
+            "memory_only_since": time(alerts.memory_only_since.as_ref()),
+            "memory_only": text(&alerts.memory_only),
+            "lost": alerts.lost,
+            "consumers": cursors(&alerts.consumers),
         })),
         "api": status.api.as_ref().map(|api| json!({
             "connections": api.connections,
@@ -279,6 +285,16 @@ fn counts(counts: &HashMap<String, u64>) -> Value {
     sorted
         .into_iter()
         .map(|(name, count)| (name.clone(), json!(count)))
+        .collect()
+}
+
+/// The same for cursors, which are text.
+fn cursors(cursors: &HashMap<String, u64>) -> Value {
+    let mut sorted: Vec<_> = cursors.iter().collect();
+    sorted.sort_unstable();
+    sorted
+        .into_iter()
+        .map(|(name, cursor)| (name.clone(), json!(cursor.to_string())))
         .collect()
 }
 

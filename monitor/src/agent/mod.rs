@@ -90,6 +90,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         &config.state.join("layers"),
         Arc::new(client.clone()),
     )?);
+    let journal = config.state.join("journal");
+    let retention = config.journal.retention();
+    let log = tokio::task::spawn_blocking(move || AlertLog::open(&journal, retention))
+        .await
+        .context("cannot open the journal")?
+        .context("cannot start the journal's threads")?;
     let listeners = config
         .listen
         .iter()
@@ -108,7 +114,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (ready_in, ready) = watch::channel(false);
     let (stop_owner, owner_stops) = watch::channel(false);
     let (stop_api, api_stops) = watch::channel(false);
-    let log = AlertLog::new();
 
     let containerd_address = client.address().to_owned();
     let mut watching = tokio::spawn(containerd_watch::run(
@@ -155,7 +160,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut serving = tokio::spawn(api::serve(
         listeners,
         Arc::new(answers),
-        log,
+        log.clone(),
         ready.clone(),
         api_stops,
     ));
@@ -178,6 +183,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     stop_owner.send_replace(true);
     owning.await.context("the owner task failed")?;
     watching.abort();
+    // Before the API, so that its clients are given what is written by this.
+    tokio::task::spawn_blocking(move || log.close())
+        .await
+        .context("cannot close the journal")?;
     stop_api.send_replace(true);
     serving.await.context("the API task failed")??;
     tracing::info!("stopped");

@@ -1,11 +1,16 @@
 //! Findings become alerts with a cursor.
 //!
-//! [`build`] makes the alert of a finding, [`log`] keeps the last of them and gives them to any
-//! number of readers.
+//! [`build`] makes the alert of a finding, [`log`] gives alerts to any number of readers, and
+//! [`journal`] keeps them on disk.
 
 pub mod build;
+pub mod consumers;
+pub mod filter;
+pub mod journal;
 pub mod log;
 mod redact;
 
 pub use build::{NodeFacts, boot_time, build};
-pub use log::{AlertLog, AlertReader, Next, Start};
+pub use filter::{Filter, FilterError};
+pub use journal::{GapReason, Retention};
+pub use log::{AlertLog, AlertReader, Delivery, Next, Start};

@@ -4,6 +4,7 @@
 //! from is behind [`Node`], which the owner of the inventory implements.
 
 pub mod address;
+mod alerts;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod listener;
@@ -25,14 +26,14 @@ pub use tonic::async_trait;
 
 /// Connections open at once. One more is accepted and closed at once, counted as
 /// `connections_refused`.
-pub const CONNECTIONS_MAX: usize = 256;
+pub const CONNECTIONS_MAX: usize = 512;
 
 /// Requests and streams at once on one connection. HTTP/2 makes the client wait beyond it.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 32;
 
 /// Alert streams open at once. One more is refused with RESOURCE_EXHAUSTED, counted as
 /// `alert_streams_refused`.
-pub const ALERT_STREAMS_MAX: usize = 128;
+pub const ALERT_STREAMS_MAX: usize = 256;
 
 /// Messages made for one alert stream ahead of what its client reads. At the bound the stream
 /// waits; what expires meanwhile, its client is told.

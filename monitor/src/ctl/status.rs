@@ -86,10 +86,30 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push((
             "journal",
             format!(
-                "{}, cursors {} to {}",
-                alerts.journal, alerts.oldest_cursor, alerts.newest_cursor
+                "{}, cursors {} to {}, durable to {}, {} KiB",
+                alerts.journal,
+                alerts.oldest_cursor,
+                alerts.newest_cursor,
+                alerts.durable_cursor,
+                alerts.journal_bytes / 1024
             ),
         ));
+        if !alerts.memory_only.is_empty() {
+            facts.push((
+                "journal fault",
+                format!(
+                    "not written since {}: {}; alerts are in memory alone, {} lost",
+                    time(alerts.memory_only_since.as_ref()),
+                    alerts.memory_only,
+                    alerts.lost
+                ),
+            ));
+        }
+        let mut consumers: Vec<_> = alerts.consumers.iter().collect();
+        consumers.sort_unstable();
+        for (name, cursor) in consumers {
+            facts.push(("consumer", format!("{name} acknowledged to {cursor}")));
+        }
     }
     if let Some(api) = &status.api {
         facts.push((
