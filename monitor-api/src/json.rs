@@ -226,6 +226,7 @@ fn identity(container: &v1::alert::Container) -> Value {
             "kind": workload.kind,
             "name": workload.name,
         })),
+        "created_at": time(container.created_at.as_ref()),
     })
 }
 

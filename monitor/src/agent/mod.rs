@@ -30,10 +30,10 @@ use tokio::{
 
 use crate::{
     alerts::{
-        AlertLog,
+        Aggregator, AlertLog,
         build::{self, NodeFacts},
     },
-    api,
+    api, clock,
     config::Config,
     containerd,
     containers::{inventory::Inventory, watch as containerd_watch},
@@ -141,7 +141,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
         listings,
         ready: ready_in,
-        state: state::State::default(),
+        state: state::State::new(Aggregator::resume(&log.recent(), clock::boot_ns())),
     };
     let inputs = owner::Inputs {
         events,

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use monitor_api::v1::Alert;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -97,6 +98,8 @@ impl Owner {
                 "stopped before everything was judged"
             );
         }
+        let counted = self.state.aggregator.flush(clock::boot_ns());
+        self.append(counted);
     }
 
     async fn drain(&mut self, inputs: &mut Inputs) {
@@ -120,12 +123,20 @@ impl Owner {
     pub(super) fn raise(&mut self, finding: &Finding) {
         let findings = &mut self.state.findings;
         *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
-        self.log.append(build(
+        let alert = build(
             finding,
             &self.node,
             jiff::Timestamp::now(),
             ulid::Ulid::new(),
-        ));
+        );
+        let given = self.state.aggregator.take(alert, clock::boot_ns());
+        self.append(given);
+    }
+
+    fn append(&self, alerts: Vec<Alert>) {
+        for alert in alerts {
+            self.log.append(alert);
+        }
     }
 
     fn change(&mut self, change: Change) {
@@ -249,6 +260,8 @@ impl Owner {
     }
 
     fn tick(&mut self) {
+        let revisions = self.state.aggregator.due(clock::boot_ns());
+        self.append(revisions);
         // The clock of the world may have been set.
         match boot_time() {
             Ok(boot) => self.node.boot_time = boot,

@@ -14,6 +14,7 @@ use tokio::task::{Id, JoinSet};
 
 use super::{bytes::Read, query::Connection, sourced::Sourced};
 use crate::{
+    alerts::Aggregator,
     containers::{
         Container,
         inventory::Key,
@@ -88,11 +89,14 @@ pub(super) struct State {
     pub(super) counts: EventCounts,
     pub(super) connection: Connection,
     pub(super) listed: bool,
+    pub(super) aggregator: Aggregator,
 }
 
-impl Default for State {
-    fn default() -> Self {
+impl State {
+    /// At the start, with the alerts that were raised before.
+    pub(super) fn new(aggregator: Aggregator) -> Self {
         Self {
+            aggregator,
             processes: Processes::default(),
             waiting: VecDeque::new(),
             sourced: Sourced::default(),

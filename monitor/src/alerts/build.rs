@@ -104,7 +104,13 @@ pub fn container_of(container: &Container) -> v1::alert::Container {
             uid: pod.uid.clone(),
         }),
         workload: None,
+        created_at: unix(container.created_unix_ns),
     }
+}
+
+/// Nanoseconds since 1970 as protobuf has them; `None` beyond what any calendar has.
+fn unix(nanos: i128) -> Option<prost_types::Timestamp> {
+    Timestamp::from_nanosecond(nanos).ok().map(timestamp)
 }
 
 /// Which image a container was created from, as alerts and the inventory say it.

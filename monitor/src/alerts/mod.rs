@@ -1,8 +1,9 @@
 //! Findings become alerts with a cursor.
 //!
-//! [`build`] makes the alert of a finding, [`log`] gives alerts to any number of readers, and
+//! [`build`] makes the alert of a finding, [`aggregate`] counts its repeats, [`log`] gives alerts to any number of readers, and
 //! [`journal`] keeps them on disk.
 
+pub mod aggregate;
 pub mod build;
 pub mod consumers;
 pub mod filter;
@@ -10,6 +11,7 @@ pub mod journal;
 pub mod log;
 mod redact;
 
+pub use aggregate::Aggregator;
 pub use build::{NodeFacts, boot_time, build};
 pub use filter::{Filter, FilterError};
 pub use journal::{GapReason, Retention};

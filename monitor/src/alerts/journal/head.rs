@@ -93,11 +93,16 @@ impl HeadFile {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
+        let whole = (SLOTS + 1) * SLOT_BYTES;
+        let length = file.metadata()?.len();
+        if let Ok(missing @ 1..) = usize::try_from(whole.saturating_sub(length)) {
+            // Room for all slots, so that none is wanting when the disk is full.
+            file.write_all_at(&vec![0; missing], length)?;
+        }
         let mut newest: Option<(u64, Head)> = None;
         let mut older = (0, u64::MAX);
         for slot in 0..=NOTE_SLOT {
             let mut bytes = [0; CONTENT_BYTES];
-            // A short file has no such slot.
             let read = file.read_exact_at(&mut bytes, slot * SLOT_BYTES);
             let found = read.ok().and_then(|()| Head::decode(&bytes));
             let place = found.map_or(0, |(number, _)| number + 1);
