@@ -69,7 +69,7 @@ pub fn alert(alert: &v1::Alert) -> Value {
         "connection": alert.connection.as_ref().map(|connection| json!({
             "protocol": connection.protocol,
             "family": connection.family,
-            "address": escape(&connection.address),
+            "address": bytes(&connection.address),
             "port": connection.port,
         })),
         "details": alert.details.as_ref().map(structure),
@@ -157,11 +157,22 @@ pub fn status(status: &v1::Status) -> Value {
             "caches": events.caches,
             "data": events.data,
             "noted": events.noted,
+            "peers": events.peers,
         })),
         "held": status.held.as_ref().map(|held| json!({
             "files": held.files,
             "queue_overflows": held.queue_overflows,
             "evicted": held.evicted,
+        })),
+        "coverage": status.coverage.as_ref().map(|coverage| json!({
+            "gaps": coverage.gaps,
+            "self_check": coverage.self_check.as_ref().map(|check| json!({
+                "last_success": time(check.last_success.as_ref()),
+                "succeeded": check.succeeded,
+                "missed": check.missed,
+                "failed": check.failed,
+                "error": text(&check.error),
+            })),
         })),
         "containerd": status.containerd.as_ref().map(|containerd| json!({
             "address": containerd.address,
@@ -176,6 +187,12 @@ pub fn status(status: &v1::Status) -> Value {
             "oldest_cursor": alerts.oldest_cursor.to_string(),
             "newest_cursor": alerts.newest_cursor.to_string(),
             "by_kind": counts(&alerts.by_kind),
+            "durable_cursor": alerts.durable_cursor.to_string(),
+            "journal_bytes": alerts.journal_bytes,
+            "memory_only_since": time(alerts.memory_only_since.as_ref()),
+            "memory_only": text(&alerts.memory_only),
+            "lost": alerts.lost,
+            "consumers": cursors(&alerts.consumers),
         })),
         "api": status.api.as_ref().map(|api| json!({
             "connections": api.connections,
@@ -185,6 +202,20 @@ pub fn status(status: &v1::Status) -> Value {
             "alerts_expired": api.alerts_expired,
         })),
         "memory_resident_bytes": status.memory_resident_bytes,
+    })
+}
+
+/// A part of a container's time.
+pub fn coverage(container: &v1::alert::Container, span: &v1::CoverageSpan) -> Value {
+    json!({
+        "container": identity(container),
+        "begin": time(span.begin.as_ref()),
+        "end": time(span.end.as_ref()),
+        "state": span.state,
+        "reason": text(&span.reason),
+        "hooks": counts(&span.hooks),
+        "causes": counts(&span.causes),
+        "merged": span.merged,
     })
 }
 
@@ -220,6 +251,7 @@ fn identity(container: &v1::alert::Container) -> Value {
             "kind": workload.kind,
             "name": workload.name,
         })),
+        "created_at": time(container.created_at.as_ref()),
     })
 }
 
@@ -279,6 +311,16 @@ fn counts(counts: &HashMap<String, u64>) -> Value {
     sorted
         .into_iter()
         .map(|(name, count)| (name.clone(), json!(count)))
+        .collect()
+}
+
+/// The same for cursors, which are text.
+fn cursors(cursors: &HashMap<String, u64>) -> Value {
+    let mut sorted: Vec<_> = cursors.iter().collect();
+    sorted.sort_unstable();
+    sorted
+        .into_iter()
+        .map(|(name, cursor)| (name.clone(), json!(cursor.to_string())))
         .collect()
 }
 

@@ -9,8 +9,8 @@
 //!
 //! # async fn read(last_cursor: u64) -> Result<(), Box<dyn std::error::Error>> {
 //! let mut client = MonitorClient::connect("unix:///run/monitord/monitord.sock").await?;
-//! let start = Start { journal: String::new(), position: Some(Position::After(last_cursor)) };
-//! let request = tokio_stream::once(AlertsRequest { start: Some(start) });
+//! let start = Start { position: Some(Position::After(last_cursor)), ..Start::default() };
+//! let request = tokio_stream::once(AlertsRequest { start: Some(start), ..Default::default() });
 //! let mut stream = client.alerts(request).await?.into_inner();
 //! while let Some(message) = stream.message().await? {
 //!     if let Some(Response::Alert(alert)) = message.response {

@@ -7,9 +7,11 @@
 #![no_std]
 
 pub mod code;
+pub mod connect;
 pub mod exec;
 pub mod file;
 pub mod interpreter;
+pub mod loss;
 pub mod offsets;
 pub mod open;
 pub mod path;
@@ -24,13 +26,12 @@ pub const LAYOUT_VERSION: u16 = 3;
 /// Bytes of the ring buffer that carries records to the agent.
 pub const RING_BYTES: u32 = 8 << 20;
 
-/// Bytes of the ring buffer that records of plain opens leave to all others: under overload they are
-/// what is lost first, since they are what a container can make most of and what repeats.
-pub const RING_RESERVED_BYTES: u32 = RING_BYTES / 2;
+/// Bytes of it beyond which what can be repeated at will is lost first: the rest is for execs.
+pub const RING_REPEATABLE_BYTES: u64 = RING_BYTES as u64 / 2;
 
-/// Records of plain opens do not wake the agent more often than this, in nanoseconds per CPU; it
+/// Records of plain opens do not wake the agent more often than this, in milliseconds per CPU; it
 /// looks again by itself that long after it was woken.
-pub const WAKE_INTERVAL_NS: u64 = 4_000_000;
+pub const WAKE_INTERVAL_MS: u16 = 4;
 
 /// How many cgroups the kernel side remembers; the least recently used one is forgotten and asked
 /// for again.
@@ -52,6 +53,8 @@ pub enum RecordKind {
     Fork = 5,
     /// A process ended: [`process::ExitRecord`].
     Exit = 6,
+    /// A process reached for a peer: [`connect::ConnectRecord`].
+    Connect = 7,
 }
 
 /// A family of hooks, best first.
@@ -62,7 +65,7 @@ pub enum HookSet {
     Lsm = 1,
     /// The same places, entered through a trampoline.
     Fentry = 2,
-    /// Tracepoints, and the end of system calls.
+    /// Tracepoints, the end of system calls, and programs of the root cgroup.
     Tracepoint = 3,
 }
 
@@ -124,7 +127,7 @@ pub struct HookCounters {
     pub seen: u64,
     /// Of the host, not sent.
     pub unwatched: u64,
-    /// Judged good before, not sent.
+    /// Judged good before, or told of the same process a moment ago, not sent.
     pub remembered: u64,
     /// Handed to the ring buffer.
     pub submitted: u64,
@@ -153,7 +156,9 @@ pub enum Hook {
     Fork = 4,
     /// Processes ended.
     Exit = 5,
+    /// Peers connected or sent to.
+    Connect = 6,
 }
 
 /// How many [`Hook`]s there are.
-pub const HOOKS: u32 = 6;
+pub const HOOKS: u32 = 7;

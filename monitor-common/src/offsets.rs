@@ -124,6 +124,9 @@ kernel_offsets! {
     regs_si = "pt_regs" "si";
     regs_dx = "pt_regs" "dx";
     regs_r10 = "pt_regs" "r10";
+    regs_r8 = "pt_regs" "r8";
+    regs_r9 = "pt_regs" "r9";
+    regs_bp = "pt_regs" "bp";
     regs_bx = "pt_regs" "bx";
     regs_cx = "pt_regs" "cx";
     file_flags = "file" "f_flags";
@@ -155,4 +158,15 @@ kernel_offsets! {
     inode_ctime_ns = "inode" "i_ctime_nsec" | "__i_ctime.tv_nsec" | "i_ctime.tv_nsec";
     super_block_dev = "super_block" "s_dev";
     super_block_magic = "super_block" "s_magic";
+    file_private_data = "file" "private_data";
+    socket_type = "socket" "type";
+    socket_sk = "socket" "sk";
+    sock_family = "sock" "__sk_common.skc_family";
+    sock_protocol = "sock" "sk_protocol";
+    unix_sock_peer = "unix_sock" "peer";
+    unix_sock_address = "unix_sock" "addr";
+    unix_sock_path = "unix_sock" "path";
+    unix_address_length = "unix_address" "len";
+    unix_address_name = "unix_address" "name";
+    msghdr_name = "msghdr" "msg_name";
 }

@@ -52,6 +52,20 @@ impl Opened {
         Some(opened)
     }
 
+    /// What has a place in the file tree without being open: the file of a socket.
+    #[inline(always)]
+    pub fn at(vfsmount: Pointer, dentry: Pointer) -> Option<Self> {
+        let mut opened = Self {
+            vfsmount,
+            dentry,
+            inode: dentry.probe_follow(offset!(dentry_inode))?,
+            was_backing: false,
+            mount_namespace: Pointer::NULL,
+        };
+        opened.find_namespace()?;
+        Some(opened)
+    }
+
     /// Inode and device as processes see them: the key of what is known of a program.
     #[inline(always)]
     pub fn key(&self) -> Option<(u64, u32)> {

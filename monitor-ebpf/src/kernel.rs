@@ -135,3 +135,49 @@ pub unsafe fn read_user(destination: *mut u8, bytes: u32, address: u64) -> bool 
     // SAFETY: by this function's contract; the helper checks the source.
     unsafe { bpf_probe_read_user(destination.cast(), bytes, address as *const _) == 0 }
 }
+
+/// Bytes of the kernel's or of the current process.
+#[derive(Clone, Copy)]
+pub enum Memory {
+    Kernel(Pointer),
+    Process(u64),
+}
+
+impl Memory {
+    /// Reads what lies there at `offset`; `None` on a fault.
+    #[inline(always)]
+    pub fn get<T: Copy + Default>(self, offset: usize) -> Option<T> {
+        match self {
+            Self::Kernel(pointer) => pointer.probe(offset),
+            Self::Process(address) => {
+                let mut value = T::default();
+                // SAFETY: the destination is as long as the size says.
+                let read = unsafe {
+                    read_user(
+                        (&raw mut value).cast(),
+                        size_of::<T>() as u32,
+                        address.wrapping_add(offset as u64),
+                    )
+                };
+                read.then_some(value)
+            }
+        }
+    }
+
+    /// Copies what lies there; false on a fault.
+    ///
+    /// # Safety
+    ///
+    /// `destination` must be writable for `bytes` bytes.
+    #[inline(always)]
+    pub unsafe fn read(self, destination: *mut u8, bytes: u32) -> bool {
+        match self {
+            // SAFETY: by this function's contract; the helper checks the source.
+            Self::Kernel(pointer) => unsafe {
+                bpf_probe_read_kernel(destination.cast(), bytes, pointer.0.cast()) == 0
+            },
+            // SAFETY: likewise.
+            Self::Process(address) => unsafe { read_user(destination, bytes, address) },
+        }
+    }
+}

@@ -8,6 +8,7 @@
 #![feature(asm_experimental_arch)]
 
 mod code;
+mod connect;
 mod exec;
 mod file;
 mod interpreter;
@@ -18,20 +19,24 @@ mod path;
 mod process;
 mod record;
 mod scratch;
+mod socket_call;
 mod syscall;
 mod task;
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, fentry, lsm},
-    programs::{BtfTracePointContext, FEntryContext, LsmContext},
+    macros::{btf_tracepoint, cgroup_sock_addr, fentry, lsm},
+    programs::{BtfTracePointContext, FEntryContext, LsmContext, SockAddrContext},
 };
 use code::{Mapping, PROT_EXEC};
+use connect::Purpose;
 use exec::Arguments;
 use kernel::{Pointer, offset};
-use monitor_common::{HookSet, open::NO_DESCRIPTOR};
+use monitor_common::{HookSet, connect::SOCKET_STREAM, open::NO_DESCRIPTOR};
 
 /// What a program of the security framework says that only observes.
 const ALLOW: i32 = 0;
+/// What a program of a cgroup says that only observes.
+const GO_ON: i32 = 1;
 
 /// Kernel prototype: `void bprm_committed_creds(const struct linux_binprm *bprm)` or
 /// `void bprm_committed_creds(struct linux_binprm *bprm)`.
@@ -171,6 +176,106 @@ pub fn source_fstatat_fentry(ctx: FEntryContext) -> i32 {
     let first = registers.load(offset!(regs_di));
     syscall::observe_source(syscall::examined(first, registers.load(offset!(regs_r10))));
     0
+}
+
+/// Kernel prototype: `int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`.
+#[lsm(hook = "socket_connect")]
+pub fn connect_lsm(ctx: LsmContext) -> i32 {
+    let (socket, address) = (Pointer(ctx.arg(0)), Pointer(ctx.arg(1)));
+    connect::observe_address(socket, address, Purpose::Connect, HookSet::Lsm);
+    ALLOW
+}
+
+/// Kernel prototype: `int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`.
+#[lsm(hook = "socket_sendmsg")]
+pub fn connect_send_lsm(ctx: LsmContext) -> i32 {
+    connect::observe_message(Pointer(ctx.arg(0)), Pointer(ctx.arg(1)), HookSet::Lsm);
+    ALLOW
+}
+
+/// Kernel prototype: `int unix_stream_connect(struct sock *sock, struct sock *other, struct sock *newsk)`.
+#[lsm(hook = "unix_stream_connect")]
+pub fn connect_unix_lsm(ctx: LsmContext) -> i32 {
+    connect::observe_unix(SOCKET_STREAM, Pointer(ctx.arg(1)), HookSet::Lsm);
+    ALLOW
+}
+
+/// Kernel prototype: `int unix_may_send(struct socket *sock, struct socket *other)`.
+#[lsm(hook = "unix_may_send")]
+pub fn connect_unix_send_lsm(ctx: LsmContext) -> i32 {
+    connect::observe_unix_socket(Pointer(ctx.arg(0)), Pointer(ctx.arg(1)), HookSet::Lsm);
+    ALLOW
+}
+
+/// Kernel prototype: `int socket_post_create(struct socket *sock, int family, int type, int protocol, int kern)`.
+#[lsm(hook = "socket_post_create")]
+pub fn connect_create_lsm(ctx: LsmContext) -> i32 {
+    if ctx.arg::<i32>(4) == 0 {
+        connect::observe_creation(ctx.arg(1), ctx.arg(2), HookSet::Lsm);
+    }
+    ALLOW
+}
+
+/// Kernel prototype: `int security_socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`.
+#[fentry(function = "security_socket_connect")]
+pub fn connect_fentry(ctx: FEntryContext) -> i32 {
+    let (socket, address) = (Pointer(ctx.arg(0)), Pointer(ctx.arg(1)));
+    connect::observe_address(socket, address, Purpose::Connect, HookSet::Fentry);
+    0
+}
+
+/// Kernel prototype: `int security_socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`.
+#[fentry(function = "security_socket_sendmsg")]
+pub fn connect_send_fentry(ctx: FEntryContext) -> i32 {
+    connect::observe_message(Pointer(ctx.arg(0)), Pointer(ctx.arg(1)), HookSet::Fentry);
+    0
+}
+
+/// Kernel prototype: `int security_unix_stream_connect(struct sock *sock, struct sock *other, struct sock *newsk)`.
+#[fentry(function = "security_unix_stream_connect")]
+pub fn connect_unix_fentry(ctx: FEntryContext) -> i32 {
+    connect::observe_unix(SOCKET_STREAM, Pointer(ctx.arg(1)), HookSet::Fentry);
+    0
+}
+
+/// Kernel prototype: `int security_unix_may_send(struct socket *sock, struct socket *other)`.
+#[fentry(function = "security_unix_may_send")]
+pub fn connect_unix_send_fentry(ctx: FEntryContext) -> i32 {
+    connect::observe_unix_socket(Pointer(ctx.arg(0)), Pointer(ctx.arg(1)), HookSet::Fentry);
+    0
+}
+
+/// Kernel prototype: `int security_socket_post_create(struct socket *sock, int family, int type, int protocol, int kern)`.
+#[fentry(function = "security_socket_post_create")]
+pub fn connect_create_fentry(ctx: FEntryContext) -> i32 {
+    if ctx.arg::<i32>(4) == 0 {
+        connect::observe_creation(ctx.arg(1), ctx.arg(2), HookSet::Fentry);
+    }
+    0
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect_ipv4_cgroup(ctx: SockAddrContext) -> i32 {
+    connect::observe_ipv4(ctx.sock_addr);
+    GO_ON
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect_ipv6_cgroup(ctx: SockAddrContext) -> i32 {
+    connect::observe_ipv6(ctx.sock_addr);
+    GO_ON
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn connect_send_ipv4_cgroup(ctx: SockAddrContext) -> i32 {
+    connect::observe_ipv4(ctx.sock_addr);
+    GO_ON
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn connect_send_ipv6_cgroup(ctx: SockAddrContext) -> i32 {
+    connect::observe_ipv6(ctx.sock_addr);
+    GO_ON
 }
 
 /// Kernel prototype: `void sys_exit(struct pt_regs *regs, long int ret)`.

@@ -1,18 +1,23 @@
 //! The maps that the agent and the programs share, and the account of each hook.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::generated::bpf_get_current_cgroup_id,
     macros::map,
-    maps::{Array, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
 };
 use monitor_common::{
     CGROUPS_MAX, CgroupFacts, HOOKS, Hook, HookCounters, REMEMBERED_MAX, RING_BYTES,
-    RING_RESERVED_BYTES, WAKE_INTERVAL_NS,
+    RING_REPEATABLE_BYTES, WAKE_INTERVAL_MS,
     code::PROCESSES_MAX,
+    connect::{PEERS_MAX, Peer, PeerState},
     file::FileVersion,
     interpreter::INTERPRETERS_MAX,
+    loss::{LOSSES_MAX, LossCause, LossKey},
     open::{OPENS_MAX, OpenKey},
 };
+
+use crate::{kernel::Pointer, task};
 
 /// Records to the agent.
 #[map]
@@ -25,6 +30,10 @@ static CGROUPS: LruHashMap<u64, CgroupFacts> = LruHashMap::with_max_entries(CGRO
 /// File versions that the agent has judged good.
 #[map]
 static REMEMBERED: LruHashMap<FileVersion, u32> = LruHashMap::with_max_entries(REMEMBERED_MAX, 0);
+
+/// Peers that were told of or that the agent has judged good, each for the cgroup that reached for it.
+#[map]
+static PEERS: LruHashMap<Peer, PeerState> = LruHashMap::with_max_entries(PEERS_MAX, 0);
 
 /// Opens that the agent has judged good.
 #[map]
@@ -50,6 +59,10 @@ static AT_SYSCALLS: Array<u32> = Array::with_max_entries(1, 0);
 /// The account, by `Hook`.
 #[map]
 static COUNTERS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(HOOKS, 0);
+
+/// Whose records were lost. Written only then.
+#[map]
+static LOSSES: LruPerCpuHashMap<LossKey, u64> = LruPerCpuHashMap::with_max_entries(LOSSES_MAX, 0);
 
 /// A program, by its file as processes see it.
 #[repr(C)]
@@ -84,6 +97,12 @@ pub enum Outcome {
 /// Counts one run of `hook`.
 #[inline(always)]
 pub fn count(hook: Hook, outcome: Outcome) {
+    // Before the hook's own counters: who reads those first finds in `LOSSES` all that they hold.
+    match outcome {
+        Outcome::RingFull => count_loss(hook, LossCause::RingFull),
+        Outcome::Unreadable => count_loss(hook, LossCause::Unreadable),
+        Outcome::Unwatched | Outcome::Remembered | Outcome::Submitted { .. } => {}
+    }
     let Some(counters) = COUNTERS.get_ptr_mut(hook as u32) else {
         return;
     };
@@ -100,6 +119,27 @@ pub fn count(hook: Hook, outcome: Outcome) {
         }
         Outcome::RingFull => counters.ring_full += 1,
         Outcome::Unreadable => counters.unreadable += 1,
+    }
+}
+
+/// Counts a record of the current task that was lost.
+#[inline(always)]
+fn count_loss(hook: Hook, cause: LossCause) {
+    let key = LossKey {
+        // SAFETY: a helper without arguments.
+        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
+        mount_namespace: task::mount_namespace_of(Pointer::current_task()),
+        hook: hook as u16,
+        cause: cause as u16,
+    };
+    if LOSSES.get_ptr(key).is_none() {
+        // Of two CPUs that add it one gets an error, and finds it there; any other error leaves
+        // the loss to the hook's counters, of nobody in particular.
+        let _ = LOSSES.insert(key, 0, u64::from(BPF_NOEXIST));
+    }
+    if let Some(lost) = LOSSES.get_ptr_mut(key) {
+        // SAFETY: the value is this CPU's, see `count`.
+        unsafe { *lost += 1 };
     }
 }
 
@@ -120,6 +160,20 @@ pub fn is_remembered(version: &FileVersion) -> bool {
 pub fn is_open_known(key: &OpenKey) -> bool {
     // SAFETY: only whether it is there is asked.
     unsafe { OPENS.get(key) }.is_some()
+}
+
+/// What is remembered of a peer.
+#[inline(always)]
+pub fn peer(peer: &Peer) -> PeerState {
+    // SAFETY: the value is plain numbers that the agent may replace at any time.
+    unsafe { PEERS.get(peer) }.copied().unwrap_or_default()
+}
+
+/// Takes note that a peer was told of.
+#[inline(always)]
+pub fn set_peer(peer: &Peer, state: &PeerState) {
+    // An error means that another CPU holds the bucket: then it is told twice.
+    let _ = PEERS.insert(peer, state, 0);
 }
 
 /// Which interpreter a program is, an `Interpreter`.
@@ -173,12 +227,6 @@ pub fn submit(record: &[u8]) -> bool {
         .is_ok()
 }
 
-/// Whether the ring holds so much that plain opens have to go.
-#[inline(always)]
-pub fn is_ring_for_others() -> bool {
-    RECORDS.query(u64::from(BPF_RB_AVAIL_DATA)) > u64::from(RING_BYTES - RING_RESERVED_BYTES)
-}
-
 /// Hands a record of a plain open to the agent, and wakes it unless this CPU has just done so.
 #[inline(always)]
 pub fn submit_open(record: &[u8], now_boot_ns: u64) -> bool {
@@ -187,11 +235,17 @@ pub fn submit_open(record: &[u8], now_boot_ns: u64) -> bool {
     };
     // SAFETY: the slot is this CPU's; where it is written twice at once, both wake.
     let woken = unsafe { &mut *woken };
-    if now_boot_ns - *woken < WAKE_INTERVAL_NS {
+    if now_boot_ns - *woken < u64::from(WAKE_INTERVAL_MS) * 1_000_000 {
         return submit_without_waking(record);
     }
     *woken = now_boot_ns;
     submit(record)
+}
+
+/// Whether the ring has room for what can be repeated at will.
+#[inline(always)]
+pub fn has_room() -> bool {
+    RECORDS.query(u64::from(BPF_RB_AVAIL_DATA)) < RING_REPEATABLE_BYTES
 }
 
 /// Hands a record to the agent, which reads it with the next that wakes it.

@@ -4,7 +4,8 @@ use monitor_common::{
     Hook, HookSet, RecordKind,
     interpreter::Interpreter,
     open::{
-        OPEN_INTERPRETED, OPEN_READ, OPEN_STANDARD_INPUT, OPEN_WRITE, OpenRecord, Sign, SourceRecord,
+        OPEN_INTERPRETED, OPEN_READ, OPEN_STANDARD_INPUT, OPEN_WRITE, OpenRecord, Sign,
+        SourceRecord,
     },
 };
 use zerocopy::IntoBytes as _;
@@ -106,7 +107,7 @@ fn send(
         }
         may_become_code = false;
     }
-    if !may_become_code && maps::is_ring_for_others() {
+    if !may_become_code && !maps::has_room() {
         return Some(Outcome::RingFull);
     }
     let begun = Begun::new(claim, watched, &opened, size_of::<OpenRecord>())?;

@@ -89,6 +89,18 @@ pub fn submit_by<T>(
     let bytes = claim.bytes();
     // SAFETY: the scratch is longer than any fixed part, aligned to 8 and this run's alone.
     unsafe { core::ptr::write(bytes.cast::<T>(), fixed) };
+    hand_over(claim, end, truncated, submit)
+}
+
+/// Hands a record that is written to the agent in this way.
+#[inline(always)]
+pub fn hand_over(
+    claim: Claim,
+    end: usize,
+    truncated: bool,
+    submit: impl FnOnce(&[u8]) -> bool,
+) -> Option<Outcome> {
+    let bytes = claim.bytes();
     let end = scratch::bounded(end, SCRATCH_BYTES)?;
     // SAFETY: the scratch is that long.
     let record = unsafe { core::slice::from_raw_parts(bytes, end) };

@@ -8,7 +8,8 @@ use core::arch::asm;
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use monitor_common::{
-    exec::{ARGUMENTS_BYTES_MAX, ExecRecord, SCRIPT_BYTES_MAX},
+    connect::{ConnectRecord, Peer},
+    exec::{ARGUMENTS_BYTES_MAX, SCRIPT_BYTES_MAX},
     file::{FileFacts, FileVersion},
     path::{COMPONENT_BYTES_MAX, PATH_BYTES_MAX},
     task::{CGROUP_PATH_BYTES_MAX, TaskFacts},
@@ -21,8 +22,8 @@ use crate::{kernel::opaque, path::Walk};
 pub const COMPONENT_SLACK: usize = COMPONENT_BYTES_MAX as usize + 1;
 
 /// Offsets at which each section must have begun; sections follow each other without gaps. The
-/// fixed part of an exec record is the longest.
-pub const PATH_END: usize = size_of::<ExecRecord>() + PATH_BYTES_MAX as usize + COMPONENT_SLACK;
+/// fixed part of a connect record is the longest.
+pub const PATH_END: usize = size_of::<ConnectRecord>() + PATH_BYTES_MAX as usize + COMPONENT_SLACK;
 pub const CGROUP_END: usize = PATH_END + CGROUP_PATH_BYTES_MAX as usize + COMPONENT_SLACK;
 pub const SCRIPT_END: usize = CGROUP_END + SCRIPT_BYTES_MAX as usize;
 pub const SCRATCH_BYTES: usize = SCRIPT_END + ARGUMENTS_BYTES_MAX as usize;
@@ -37,6 +38,7 @@ pub struct Scratch {
     pub task: TaskFacts,
     pub file: FileFacts,
     pub version: FileVersion,
+    pub peer: Peer,
     pub bytes: [u8; SCRATCH_BYTES],
 }
 
@@ -94,6 +96,13 @@ impl Claim {
     pub fn version(self) -> &'static mut FileVersion {
         // SAFETY: as above.
         unsafe { &mut (*self.scratch).version }
+    }
+
+    /// The peer.
+    #[inline(always)]
+    pub fn peer(self) -> &'static mut Peer {
+        // SAFETY: as above.
+        unsafe { &mut (*self.scratch).peer }
     }
 
     #[inline(always)]

@@ -11,9 +11,10 @@ use monitor_common::{
 
 use crate::{
     code::{self, Mapping, PROT_EXEC},
+    connect::{self, Address, Purpose},
     kernel::{Pointer, offset},
     maps::{self, Outcome},
-    open,
+    open, socket_call,
 };
 
 /// `TS_COMPAT` of `arch/x86/include/asm/thread_info.h`: a system call by its 32-bit number.
@@ -45,7 +46,33 @@ pub enum Call {
         descriptor: u64,
         sign: Sign,
     },
+    /// To make a socket.
+    Socket {
+        family: u64,
+        kind: u64,
+    },
+    /// To connect, or to send, each to one address.
+    Address {
+        descriptor: u64,
+        address: Address,
+        purpose: Purpose,
+    },
+    /// To send messages: each is a `struct msghdr`, which begins with the address.
+    Messages {
+        descriptor: u64,
+        headers: u64,
+        count: u64,
+        layout: socket_call::Layout,
+    },
     Other,
+}
+
+impl Call {
+    /// Whether it is looked at though it failed: who is refused has tried.
+    #[inline(always)]
+    fn counts_if_failed(&self) -> bool {
+        matches!(self, Self::Address { .. } | Self::Messages { .. })
+    }
 }
 
 /// Runs when a system call begins that may be about a shell's commands.
@@ -59,12 +86,36 @@ pub fn observe_source(call: Call) {
 /// Runs at the end of each system call of the machine.
 #[inline(always)]
 pub fn observe(registers: *const u8, result: i64) {
-    if (-4095..0).contains(&result) {
+    let call = call(Pointer(registers));
+    if (-4095..0).contains(&result) && !call.counts_if_failed() {
         return;
     }
-    let registers = Pointer(registers);
-    match call(registers) {
+    match call {
         Call::Other => {}
+        Call::Socket { family, kind } => {
+            if maps::is_at_syscalls(Hook::Connect) {
+                connect::observe_creation(family, kind, HookSet::Tracepoint);
+            }
+        }
+        Call::Address {
+            descriptor,
+            address,
+            purpose,
+        } => {
+            if maps::is_at_syscalls(Hook::Connect) {
+                connect::observe_call(descriptor, address, purpose);
+            }
+        }
+        Call::Messages {
+            descriptor,
+            headers,
+            count,
+            layout,
+        } => {
+            if maps::is_at_syscalls(Hook::Connect) {
+                socket_call::look_at(descriptor, headers, count, layout);
+            }
+        }
         Call::Open => {
             if maps::is_at_syscalls(Hook::Open)
                 && let Some(file) = open::file_of(Pointer::current_task(), result as u64)
@@ -122,6 +173,43 @@ fn call(registers: Pointer) -> Call {
                 0
             },
         },
+        // socket
+        41 => Call::Socket {
+            family: registers.load(offset!(regs_di)),
+            kind: registers.load(offset!(regs_si)),
+        },
+        // connect
+        42 => Call::Address {
+            descriptor: registers.load(offset!(regs_di)),
+            address: Address {
+                at: registers.load(offset!(regs_si)),
+                length: registers.load(offset!(regs_dx)),
+            },
+            purpose: Purpose::Connect,
+        },
+        // sendto
+        44 => Call::Address {
+            descriptor: registers.load(offset!(regs_di)),
+            address: Address {
+                at: registers.load(offset!(regs_r8)),
+                length: registers.load(offset!(regs_r9)),
+            },
+            purpose: Purpose::Send,
+        },
+        // sendmsg
+        46 => Call::Messages {
+            descriptor: registers.load(offset!(regs_di)),
+            headers: registers.load(offset!(regs_si)),
+            count: 1,
+            layout: socket_call::WIDE,
+        },
+        // sendmmsg
+        307 => Call::Messages {
+            descriptor: registers.load(offset!(regs_di)),
+            headers: registers.load(offset!(regs_si)),
+            count: registers.load(offset!(regs_dx)),
+            layout: socket_call::WIDE,
+        },
         // dup2, dup3
         33 | 292 => moved(
             registers.load(offset!(regs_di)),
@@ -164,6 +252,48 @@ fn compatible_call(registers: Pointer, number: u64) -> Call {
             length: registers.load(offset!(regs_cx)),
             protection: registers.load(offset!(regs_dx)),
         },
+        // socket
+        359 => Call::Socket {
+            family: registers.load(offset!(regs_bx)),
+            kind: registers.load(offset!(regs_cx)),
+        },
+        // connect
+        362 => Call::Address {
+            descriptor: registers.load(offset!(regs_bx)),
+            address: Address {
+                at: registers.load(offset!(regs_cx)),
+                length: registers.load(offset!(regs_dx)),
+            },
+            purpose: Purpose::Connect,
+        },
+        // sendto
+        369 => Call::Address {
+            descriptor: registers.load(offset!(regs_bx)),
+            address: Address {
+                at: registers.load(offset!(regs_di)),
+                length: registers.load(offset!(regs_bp)),
+            },
+            purpose: Purpose::Send,
+        },
+        // sendmsg
+        370 => Call::Messages {
+            descriptor: registers.load(offset!(regs_bx)),
+            headers: registers.load(offset!(regs_cx)),
+            count: 1,
+            layout: socket_call::COMPATIBLE,
+        },
+        // sendmmsg
+        345 => Call::Messages {
+            descriptor: registers.load(offset!(regs_bx)),
+            headers: registers.load(offset!(regs_cx)),
+            count: registers.load(offset!(regs_dx)),
+            layout: socket_call::COMPATIBLE,
+        },
+        // socketcall
+        102 => socket_call::call(
+            registers.load(offset!(regs_bx)),
+            registers.load(offset!(regs_cx)),
+        ),
         // dup2, dup3
         63 | 330 => moved(
             registers.load(offset!(regs_bx)),
@@ -258,8 +388,9 @@ fn look_at(start: u64, length: u64, anonymous: bool) {
     }
 }
 
-const CONTINUE: i64 = 0;
-const STOP: i64 = 1;
+/// `bpf_loop`'s words for going on and for stopping.
+pub const CONTINUE: i64 = 0;
+pub const STOP: i64 = 1;
 
 unsafe extern "C" fn next_mapping(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `look_at` hands it over.

@@ -118,7 +118,7 @@ pub fn start_boot_ns(task: Pointer) -> u64 {
 
 /// 0 for a task that is exiting, whose namespaces are gone.
 #[inline(always)]
-fn mount_namespace_of(task: Pointer) -> u32 {
+pub fn mount_namespace_of(task: Pointer) -> u32 {
     task.follow(offset!(task_nsproxy))
         .follow(offset!(nsproxy_mnt_ns))
         .load(offset!(mnt_namespace_inum))

@@ -3,14 +3,23 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
 
-use crate::api::Address;
+use crate::{
+    alerts::{Retention, journal::JOURNAL_BYTES_MIN},
+    api::Address,
+};
 
 /// Bytes of a configuration file; a longer one is refused.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Most days that alerts are kept.
+const DAYS_MAX: u32 = 3650;
 
 /// What `monitord run` needs to know. Every key may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -28,6 +37,37 @@ pub struct Config {
     pub cluster: Option<String>,
     /// Name of the environment in alerts (`production`).
     pub environment: Option<String>,
+    /// How long alerts are kept on disk.
+    pub journal: Journal,
+}
+
+/// How long alerts are kept on disk: until either bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Journal {
+    /// Most bytes; the oldest alerts go first. At least 1 MiB.
+    pub bytes_max: u64,
+    /// Days; 1 to 3650.
+    pub days_max: u32,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self {
+            bytes_max: 1 << 30,
+            days_max: 30,
+        }
+    }
+}
+
+impl Journal {
+    /// As the log takes it.
+    pub fn retention(&self) -> Retention {
+        Retention {
+            bytes_max: self.bytes_max,
+            age_max: DAY.saturating_mul(self.days_max),
+        }
+    }
 }
 
 impl Default for Config {
@@ -39,6 +79,7 @@ impl Default for Config {
             node: None,
             cluster: None,
             environment: None,
+            journal: Journal::default(),
         }
     }
 }
@@ -79,6 +120,16 @@ pub enum ValueError {
     /// Nothing where something is needed.
     #[error("{0} is empty; leave it out, or give a value")]
     Empty(&'static str),
+    /// Outside of what is allowed.
+    #[error("{key} = {value} is not allowed; give {allowed}")]
+    Range {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: u64,
+        /// What is allowed.
+        allowed: String,
+    },
     /// Not a path that means the same from everywhere.
     #[error("{key} = {path:?} is not an absolute path")]
     Relative {
@@ -130,6 +181,24 @@ impl Config {
                 return Err(ValueError::Listen(error.to_string()));
             }
         }
+        let Journal {
+            bytes_max,
+            days_max,
+        } = self.journal;
+        if bytes_max < JOURNAL_BYTES_MIN {
+            return Err(ValueError::Range {
+                key: "journal.bytes_max",
+                value: bytes_max,
+                allowed: format!("at least {JOURNAL_BYTES_MIN}"),
+            });
+        }
+        if !(1..=DAYS_MAX).contains(&days_max) {
+            return Err(ValueError::Range {
+                key: "journal.days_max",
+                value: days_max.into(),
+                allowed: format!("1 to {DAYS_MAX}"),
+            });
+        }
         for (key, path) in [("containerd", &self.containerd), ("state", &self.state)] {
             if !path.is_absolute() {
                 return Err(ValueError::Relative {
@@ -165,5 +234,9 @@ mod tests {
         check("listen = []", Err("listen is empty"));
         check("node = ''", Err("node is empty"));
         check("state = 'relative'", Err("not an absolute path"));
+        check("[journal]\nbytes_max = 1048576\ndays_max = 1", Ok(""));
+        check("journal.bytes_max = 1", Err("at least 1048576"));
+        check("journal.days_max = 0", Err("1 to 3650"));
+        check("journal.days = 1", Err("`bytes_max` or `days_max`"));
     }
 }

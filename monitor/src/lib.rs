@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod containerd;
 pub mod containers;
+pub mod coverage;
 pub mod ctl;
 pub mod detect;
 pub mod digest;

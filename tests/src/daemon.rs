@@ -218,6 +218,25 @@ impl Daemon {
         self.wait()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> Result<u32> {
+        self.process.id().context("monitord has ended")
+    }
+
+    /// Has it do nothing until [`Daemon::go_on`], as a node without processor time would.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// See [`Daemon::pause`].
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid()?)?), signal)?)
+    }
+
     /// Ends it without a chance to clean up.
     pub fn kill(&self) -> Result<()> {
         self.process.kill()

@@ -80,8 +80,8 @@ impl Image {
         let mut descriptors = Vec::new();
         for layer in layers {
             let diff_id = digest(&layer.tar()?);
-            let (bytes, compressed) = layer.blob()?;
-            let suffix = if compressed { "+gzip" } else { "" };
+            let (bytes, compression) = layer.blob()?;
+            let suffix = compression.suffix();
             let (blob, descriptor) = put(&mut blobs, &format!("{LAYER}{suffix}"), bytes);
             descriptors.push(descriptor);
             digests.push(LayerDigests { blob, diff_id });

@@ -9,7 +9,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use flate2::{read::GzDecoder, write::GzEncoder};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
@@ -23,11 +24,31 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
+/// How a layer's blob is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    #[default]
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    /// What it adds to the media type.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Gzip => "+gzip",
+            Self::Zstd => "+zstd",
+        }
+    }
+}
+
 /// One layer.
 #[derive(Clone, Debug, Default)]
 pub struct Layer {
     entries: Vec<Entry>,
-    plain: bool,
+    compression: Compression,
     blob_tar: Option<Vec<u8>>,
     /// The whole layer, made elsewhere.
     made: Option<Vec<u8>>,
@@ -166,7 +187,14 @@ impl Layer {
     /// Leaves the blob uncompressed.
     #[must_use]
     pub fn plain(mut self) -> Self {
-        self.plain = true;
+        self.compression = Compression::None;
+        self
+    }
+
+    /// Compresses the blob by zstd.
+    #[must_use]
+    pub fn zstd(mut self) -> Self {
+        self.compression = Compression::Zstd;
         self
     }
 
@@ -210,21 +238,25 @@ impl Layer {
         Ok(tar.into_inner()?)
     }
 
-    /// The layer's blob and whether it is compressed.
-    pub(crate) fn blob(&self) -> Result<(Vec<u8>, bool)> {
+    /// The layer's blob and how it is compressed.
+    pub(crate) fn blob(&self) -> Result<(Vec<u8>, Compression)> {
         if let Some(blob) = &self.made {
-            return Ok((blob.clone(), true));
+            return Ok((blob.clone(), Compression::Gzip));
         }
         let tar = match &self.blob_tar {
             Some(forged) => forged.clone(),
             None => self.tar()?,
         };
-        if self.plain {
-            return Ok((tar, false));
-        }
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-        gzip.write_all(&tar)?;
-        Ok((gzip.finish()?, true))
+        let blob = match self.compression {
+            Compression::None => tar,
+            Compression::Gzip => {
+                let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                gzip.write_all(&tar)?;
+                gzip.finish()?
+            }
+            Compression::Zstd => compress_to_vec(tar.as_slice(), CompressionLevel::Fastest),
+        };
+        Ok((blob, self.compression))
     }
 }
 

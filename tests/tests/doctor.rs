@@ -30,12 +30,47 @@ fn length(line: &Value, pointer: &str) -> usize {
 }
 
 #[test]
+fn a_node_without_the_v2_hierarchy_is_refused_with_the_reason() -> Result<()> {
+    require!(Root, Containerd, Btf);
+    let containerd = Containerd::start()?;
+    let monitord = program("MONITORD", "monitord")?;
+    let without_v2 = |line: &str| {
+        let unmount = "mount --make-rprivate / && umount --all --lazy --types cgroup2 && exec";
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "sh",
+            "-c",
+            &format!("{unmount} {line}"),
+            "sh",
+        ]);
+        command.arg(&monitord).arg(containerd.address());
+        command.output().context("starting monitord elsewhere")
+    };
+    let reasons = ["cgroup v1 only", "no cgroup v2 hierarchy is mounted"];
+    for line in [
+        r#""$1" doctor --containerd "$2""#,
+        r#""$1" run --containerd "$2" --state /dev/null/none"#,
+    ] {
+        let output = without_v2(line)?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        ensure!(!output.status.success(), "{said}");
+        ensure!(reasons.iter().any(|reason| said.contains(reason)), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn every_kind_of_event_has_its_hook_and_what_it_does_not_see() -> Result<()> {
     require!(Root, Containerd, Btf);
     let containerd = Containerd::start()?;
     let (lines, can_watch) = examine(&containerd.address())?;
     ensure!(can_watch, "{lines:?}");
-    for kind in ["exec", "code", "open", "source", "fork", "exit"] {
+    for kind in ["exec", "code", "open", "source", "fork", "exit", "connect"] {
         let line = line(&lines, &format!("hook.{kind}"))?;
         let set = text(line, "/finding").unwrap_or_default();
         ensure!(["lsm", "fentry", "tracepoint"].contains(&set), "{line}");

@@ -9,7 +9,7 @@ use tests::{
     containerd::Run,
     daemon::NODE,
     image::{self, BUSYBOX, Config, Image, PROBE, PROBE_PATH},
-    layer::{Layer, sha256},
+    layer::{Attributes, Layer, sha256},
     poll::{PATIENCE, until},
     require,
     world::{BASE, World, shared},
@@ -26,17 +26,36 @@ fn tools(world: &World, reference: &str) -> Result<Image> {
         .program("opt/gone", PROBE)
         .program("opt/script", b"#!/bin/sh -e\nexec /opt/tool sleep-ms 0\n")
         .dir("full")
-        .program("full/below", PROBE);
+        .program("full/below", PROBE)
+        .file("opt/set-id", PROBE, mode(0o4755))
+        .file("opt/capable", PROBE, capable()?);
     let upper = Layer::new()
         .plain()
         .whiteout("opt/gone")
         .dir("full")
         .opaque("full")
         .program("full/above", PROBE);
-    let layers = [image::base_layer()?, lower, upper];
+    let top = Layer::new().zstd().program("opt/zstd", PROBE);
+    let layers = [image::base_layer()?, lower, upper, top];
     let image = Image::build(reference, &layers, &image::base_config())?;
     world.containerd.import(&image)?;
     Ok(image)
+}
+
+fn mode(mode: u32) -> Attributes {
+    Attributes {
+        mode,
+        ..Attributes::default()
+    }
+}
+
+/// With `cap_net_raw=ep`.
+fn capable() -> Result<Attributes> {
+    let value = hex::decode("0100000200200000000000000000000000000000")?;
+    Ok(Attributes {
+        xattrs: vec![("security.capability".to_owned(), value)],
+        ..Attributes::default()
+    })
 }
 
 /// Runs a line in a container of [`tools`] and expects exactly these alerts, as kind and path.
@@ -63,6 +82,22 @@ behaviours! {
         "ls / > /dev/null; cat /bin/probe > /dev/null; /opt/tool sleep-ms 0; /opt/second sleep-ms 0;
          /opt/link sleep-ms 0; /full/above sleep-ms 0; probe exec-twice /opt/tool sleep-ms 0"
         => [];
+    set_user_id_and_capabilities_of_the_image_raise_nothing:
+        "/opt/set-id sleep-ms 0; /opt/capable sleep-ms 0; chmod 4711 /opt/set-id; chmod 700 /opt/capable;
+         /opt/set-id sleep-ms 0; /opt/capable sleep-ms 0"
+        => [];
+    a_program_that_lost_privilege_raises_nothing:
+        "chown 1:1 /opt/set-id /opt/capable; /opt/set-id sleep-ms 0; /opt/capable sleep-ms 0"
+        => [];
+    a_set_user_id_bit_that_the_image_does_not_give_is_modified:
+        "chmod u+s /opt/tool; /opt/tool sleep-ms 0"
+        => [("exec_modified", "/opt/tool")];
+    capabilities_that_the_image_does_not_give_are_modified:
+        "mv /opt/capable /opt/tool; /opt/tool sleep-ms 0"
+        => [("exec_modified", "/opt/tool")];
+    a_layer_compressed_by_zstd_is_compared:
+        "/opt/zstd sleep-ms 0; echo salt >> /opt/zstd; /opt/zstd sleep-ms 0"
+        => [("exec_modified", "/opt/zstd")];
     a_new_file_is_added:
         "cp /bin/probe /tmp/x; echo salt >> /tmp/x; /tmp/x sleep-ms 0"
         => [("exec_added", "/tmp/x")];

@@ -18,7 +18,7 @@ use tests::{
 /// Bounded, so that it ends when nobody tells it.
 const BUSY: &str = "i=0
 while [ ! -e /volume/stop ] && [ $i -lt 2000 ]; do
-    i=$((i+1)); cp /bin/probe /tmp/x; echo $i >> /tmp/x; mv /tmp/x /tmp/x$i; /tmp/x$i sleep-ms 5
+    i=$((i+1)); cp /bin/probe /tmp/x; echo $i >> /tmp/x; mv /tmp/x /tmp/x$i; /tmp/x$i sleep-ms 50
     rm /tmp/x$i; echo $i > /volume/$ID.new; mv /volume/$ID.new /volume/$ID
 done; touch /volume/$ID.done";
 

@@ -53,6 +53,7 @@ fn full() -> v1::Alert {
                 name: text("pod"),
                 uid: text("uid"),
             }),
+            created_at: None,
             workload: Some(Workload {
                 kind: text("Deployment"),
                 name: text("web"),
@@ -110,7 +111,7 @@ fn an_alert_is_rendered_as_in_the_contract() {
         r#""message":"message","runbook":"runbook","#,
         r#""container":{"id":"c1","name":"web","runtime_namespace":"default","kind":"container","#,
         r#""pod":{"namespace":"ns","name":"pod","uid":"uid"},"#,
-        r#""workload":{"kind":"Deployment","name":"web"}},"#,
+        r#""workload":{"kind":"Deployment","name":"web"},"created_at":null},"#,
         r#""image":{"reference":"docker.io/library/web:1","identity":"proven","candidates":[],"#,
         &format!(r#""manifest_digest":"sha256:{}","index_digest":null,"#, hex("a")),
         &format!(r#""config_digest":"sha256:{}","chain_id":"sha256:{}","#, hex("b"), hex("c")),

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     detect::{file::Bytes, participant::Participant, role::Role, script::HEAD_BYTES},
     digest::{Digest, Sha256},
+    image::capability::{self, FileCapability},
     sensor::{elf, event::FileFacts, link},
 };
 
@@ -85,6 +86,8 @@ pub(super) struct Read {
     pub(super) bytes: Bytes,
     /// Its first bytes; empty if they could not be read.
     pub(super) head: Vec<u8>,
+    /// See [`UseFacts::capability`](crate::detect::file::UseFacts::capability).
+    pub(super) capability: Option<FileCapability>,
     /// It is of a lower layer and did not change while it was hashed, nor just before, so that what
     /// was found holds for this version of it.
     pub(super) is_settled: bool,
@@ -97,6 +100,7 @@ impl Read {
         Self {
             bytes: Bytes::Gone(reason),
             head: Vec::new(),
+            capability: None,
             is_settled: false,
             participants: Vec::new(),
         }
@@ -253,6 +257,7 @@ impl BytesReader {
         let after = file
             .metadata()
             .map_err(|error| format!("it could not be examined: {error}"))?;
+        let capability = capability_of(file);
         if version.is_some() && was_changed(&after) {
             return Err("it was changed while it was read".to_owned());
         }
@@ -264,6 +269,7 @@ impl BytesReader {
                 Bytes::Hashed(sha256)
             },
             head,
+            capability,
             is_settled: version.is_some() && changed_unix_ns(&after) + TICK_NS < began_unix_ns,
             participants: Vec::new(),
         })
@@ -346,6 +352,13 @@ fn held_in(layers: Option<&Layers>, metadata: &Metadata) -> Option<LayerFile> {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
+}
+
+fn capability_of(file: &File) -> Option<FileCapability> {
+    let mut value = [0; capability::ATTRIBUTE_BYTES_MAX];
+    // Most files have none, and most filesystems of other kinds know none.
+    let length = rustix::fs::fgetxattr(file, capability::ATTRIBUTE, &mut value).ok()?;
+    FileCapability::parse(value.get(..length)?)
 }
 
 fn changed_unix_ns(metadata: &Metadata) -> i128 {

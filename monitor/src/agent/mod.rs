@@ -1,9 +1,12 @@
 //! The assembly of the daemon: starts each room, connects them, and stops them in order.
 
 mod bytes;
+mod connects;
+mod coverage;
 mod find;
 mod node;
 mod owner;
+mod probe;
 mod query;
 mod runtime;
 mod sourced;
@@ -28,15 +31,16 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
+pub use self::probe::self_check;
 use crate::{
     alerts::{
-        AlertLog,
+        Aggregator, AlertLog,
         build::{self, NodeFacts},
     },
-    api,
+    api, clock,
     config::Config,
     containerd,
-    containers::{inventory::Inventory, watch as containerd_watch},
+    containers::{hierarchy::Hierarchy, inventory::Inventory, watch as containerd_watch},
     image::store::ImageStore,
     sensor::Sensor,
 };
@@ -83,6 +87,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         "starting"
     );
 
+    let hierarchy = Hierarchy::find()?;
     Sensor::may_start()?;
     let client = containerd::Client::connect(&config.containerd).await?;
     let _lock = lock(&config.state)?;
@@ -90,6 +95,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         &config.state.join("layers"),
         Arc::new(client.clone()),
     )?);
+    let journal = config.state.join("journal");
+    let retention = config.journal.retention();
+    let log = tokio::task::spawn_blocking(move || AlertLog::open(&journal, retention))
+        .await
+        .context("cannot open the journal")?
+        .context("cannot start the journal's threads")?;
     let listeners = config
         .listen
         .iter()
@@ -108,7 +119,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (ready_in, ready) = watch::channel(false);
     let (stop_owner, owner_stops) = watch::channel(false);
     let (stop_api, api_stops) = watch::channel(false);
-    let log = AlertLog::new();
 
     let containerd_address = client.address().to_owned();
     let mut watching = tokio::spawn(containerd_watch::run(
@@ -125,6 +135,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         runtime: tokio::task::spawn_blocking(runtime::find)
             .await
             .context("cannot look for the container runtime")?,
+        sockets: runtime::sockets(Path::new(&containerd_address)),
+        containerd: containerd_address.clone(),
         bytes: Arc::default(),
         images: Arc::clone(&images),
         log: log.clone(),
@@ -136,7 +148,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
         listings,
         ready: ready_in,
-        state: state::State::default(),
+        state: state::State::new(Aggregator::resume(&log.recent(), clock::boot_ns())),
+        coverage: coverage::Coverage::new(hierarchy, watched_since),
     };
     let inputs = owner::Inputs {
         events,
@@ -155,7 +168,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut serving = tokio::spawn(api::serve(
         listeners,
         Arc::new(answers),
-        log,
+        log.clone(),
         ready.clone(),
         api_stops,
     ));
@@ -178,6 +191,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     stop_owner.send_replace(true);
     owning.await.context("the owner task failed")?;
     watching.abort();
+    // Before the API, so that its clients are given what is written by this.
+    tokio::task::spawn_blocking(move || log.close())
+        .await
+        .context("cannot close the journal")?;
     stop_api.send_replace(true);
     serving.await.context("the API task failed")??;
     tracing::info!("stopped");

@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use monitor_api::v1;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::query::{Query, Snapshot};
+use super::query::{CoverageQuestion, Query, Snapshot};
 use crate::{
     alerts::build,
-    api::{self, ContentsError, ImageContents, Node},
+    api::{self, ContentsError, CoverageError, ImageContents, Node},
     containers::{Container, ImageId, catalog::Reference},
     digest::Digest,
     image::{
@@ -41,7 +41,7 @@ impl NodeView {
     async fn snapshot(&self) -> Option<Snapshot> {
         let (answer_in, answer) = oneshot::channel();
         // Both fail only while the daemon stops.
-        self.queries.send(Query(answer_in)).await.ok()?;
+        self.queries.send(Query::Snapshot(answer_in)).await.ok()?;
         answer.await.ok()
     }
 
@@ -197,6 +197,28 @@ impl Node for NodeView {
         })
     }
 
+    async fn coverage(
+        &self,
+        container: &str,
+        from: Option<Timestamp>,
+        to: Option<Timestamp>,
+    ) -> Result<v1::CoverageResponse, CoverageError> {
+        let (answer_in, answer) = oneshot::channel();
+        let question = CoverageQuestion {
+            container: container.to_owned(),
+            from,
+            to,
+        };
+        let query = Query::Coverage(question, answer_in);
+        // Both fail only while the daemon stops.
+        let stopping = CoverageError::Stopping;
+        self.queries
+            .send(query)
+            .await
+            .map_err(|_| stopping.clone())?;
+        answer.await.map_err(|_| stopping)?
+    }
+
     async fn status(&self) -> v1::Status {
         let mut status = v1::Status {
             node: self.node.clone(),
@@ -253,7 +275,9 @@ impl Node for NodeView {
             caches: snapshot.counts.caches,
             data: snapshot.counts.data,
             noted: snapshot.counts.noted,
+            peers: snapshot.counts.peers,
         });
+        status.coverage = Some(snapshot.coverage.clone());
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,
             queue_overflows: snapshot.account.held.queue_overflows,

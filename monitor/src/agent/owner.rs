@@ -3,17 +3,20 @@
 
 use std::{
     future::Future,
+    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use monitor_api::v1::Alert;
 use tokio::sync::{mpsc, watch};
 
 use super::{
     bytes::BytesReader,
+    coverage::{self, Coverage},
     query::{Connection, Query, Snapshot},
-    state::{Done, State, creation},
+    state::{Done, Pending, State, creation},
 };
 use crate::{
     alerts::{AlertLog, NodeFacts, boot_time, build},
@@ -22,7 +25,8 @@ use crate::{
         Container, Identity,
         inventory::{Change, Effect, Inventory, ListingRequest},
     },
-    detect::{Finding, container as container_rules, file::RuntimeFiles},
+    coverage::Cause,
+    detect::{Finding, connect::RuntimeSockets, container as container_rules, file::RuntimeFiles},
     image::{contents::Contents, error::ContentsError, store::ImageStore},
     sensor::{Sensor, event::Event, hold::HolderError},
 };
@@ -59,6 +63,9 @@ pub(super) struct Owner {
     pub(super) host_mount_namespace: u32,
     pub(super) inventory: Inventory,
     pub(super) runtime: RuntimeFiles,
+    pub(super) sockets: RuntimeSockets,
+    /// Where containerd has its socket.
+    pub(super) containerd: PathBuf,
     pub(super) bytes: Arc<BytesReader>,
     pub(super) images: Arc<ImageStore>,
     pub(super) log: AlertLog,
@@ -67,6 +74,7 @@ pub(super) struct Owner {
     /// Becomes true once what runs already is known.
     pub(super) ready: watch::Sender<bool>,
     pub(super) state: State,
+    pub(super) coverage: Coverage,
 }
 
 impl Owner {
@@ -97,17 +105,22 @@ impl Owner {
                 "stopped before everything was judged"
             );
         }
+        self.look_at_end(inputs.events.len());
+        let counted = self.state.aggregator.flush(clock::boot_ns());
+        self.append(counted);
     }
 
     async fn drain(&mut self, inputs: &mut Inputs) {
         // Its reader ends by sending what is left, which must be received meanwhile.
         let sensor = self.sensor.take();
-        let stopped = tokio::task::spawn_blocking(move || drop(sensor));
+        let stopped = tokio::task::spawn_blocking(move || sensor.map(Sensor::stop));
         while let Some(event) = inputs.events.recv().await {
             self.event(event);
         }
-        if let Err(error) = stopped.await {
-            tracing::error!(%error, "the sensor did not stop cleanly");
+        match stopped.await {
+            Ok(Some((account, lost))) => self.account_at_end(&account, lost),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "the sensor did not stop cleanly"),
         }
         while let Some(pending) = self.state.sourced.pop() {
             self.place(pending);
@@ -120,12 +133,20 @@ impl Owner {
     pub(super) fn raise(&mut self, finding: &Finding) {
         let findings = &mut self.state.findings;
         *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
-        self.log.append(build(
+        let alert = build(
             finding,
             &self.node,
             jiff::Timestamp::now(),
             ulid::Ulid::new(),
-        ));
+        );
+        let given = self.state.aggregator.take(alert, clock::boot_ns());
+        self.append(given);
+    }
+
+    fn append(&self, alerts: Vec<Alert>) {
+        for alert in alerts {
+            self.log.append(alert);
+        }
     }
 
     fn change(&mut self, change: Change) {
@@ -134,8 +155,12 @@ impl Owner {
             Change::Disconnected => {
                 self.state.connection = Connection::now(false);
                 self.state.listed = false;
+                self.coverage.disconnected();
             }
-            Change::Listed { .. } => self.state.listed = true,
+            Change::Listed { .. } => {
+                self.state.listed = true;
+                self.coverage.listed();
+            }
             _ => {}
         }
         let effects = self.inventory.apply(change);
@@ -179,7 +204,7 @@ impl Owner {
                 Effect::ContainerIdentified(container) => self.identified(&container),
                 Effect::TaskStarted(container) => self.hold(&container),
                 Effect::TaskExited(_) => {}
-                Effect::ContainerRemoved(_) => {}
+                Effect::ContainerRemoved(container) => self.coverage.removed(&container),
                 Effect::ForgetCgroup(id) => self.forget(id),
             }
         }
@@ -249,6 +274,9 @@ impl Owner {
     }
 
     fn tick(&mut self) {
+        self.renew_sockets();
+        let revisions = self.state.aggregator.due(clock::boot_ns());
+        self.append(revisions);
         // The clock of the world may have been set.
         match boot_time() {
             Ok(boot) => self.node.boot_time = boot,
@@ -260,12 +288,38 @@ impl Owner {
             .front()
             .is_some_and(|pending| pending.since.elapsed() > WAITING_TIME_MAX)
         {
-            self.state.waiting.pop_front();
-            self.state.counts.expired_unknown += 1;
+            self.expire_oldest();
+        }
+        self.look();
+        self.check_self();
+    }
+
+    /// Gives up the use that has waited longest.
+    pub(super) fn expire_oldest(&mut self) {
+        if let Some(pending) = self.state.waiting.pop_front() {
+            self.expire(&pending);
         }
     }
 
+    /// Takes note that it never became known whose a use is.
+    pub(super) fn expire(&mut self, pending: &Pending) {
+        self.coverage.lost(pending, Cause::ExpiredUnknown);
+        self.state.counts.expired_unknown += 1;
+    }
+
     fn answer(&mut self, query: Query) {
+        // A caller that went away needs no answer.
+        match query {
+            Query::Snapshot(answer) => {
+                let _ = answer.send(self.snapshot());
+            }
+            Query::Coverage(question, answer) => {
+                let _ = answer.send(self.coverage_of(&question));
+            }
+        }
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
         let account = self
             .sensor
             .as_mut()
@@ -274,7 +328,7 @@ impl Owner {
         // With the reader, or in the channel.
         let between = (account.received + account.running)
             .saturating_sub(account.undecodable + self.state.counts.received);
-        let snapshot = Snapshot {
+        Snapshot {
             containers: self
                 .inventory
                 .containers()
@@ -300,9 +354,8 @@ impl Owner {
                 .map(|sensor| sensor.choices().to_vec())
                 .unwrap_or_default(),
             connection: self.state.connection,
-        };
-        // A caller that went away needs no answer.
-        let _ = query.0.send(snapshot);
+            coverage: coverage::status(&self.coverage.facts(), &self.node),
+        }
     }
 }
 

@@ -2,16 +2,36 @@
 
 use std::sync::Arc;
 
+use monitor_api::v1;
 use tokio::sync::oneshot;
 
 use super::state::EventCounts;
 use crate::{
+    api::CoverageError,
     containers::Container,
     sensor::{account::Account, hooks::Choice},
 };
 
-/// Asks for a [`Snapshot`].
-pub(super) struct Query(pub(super) oneshot::Sender<Snapshot>);
+/// A question, and where the answer goes.
+pub(super) enum Query {
+    /// What the owner knows now.
+    Snapshot(oneshot::Sender<Snapshot>),
+    /// When a container was watched.
+    Coverage(
+        CoverageQuestion,
+        oneshot::Sender<Result<v1::CoverageResponse, CoverageError>>,
+    ),
+}
+
+/// When a container was watched, between two times.
+pub(super) struct CoverageQuestion {
+    /// Its id, a unique beginning of it, or its name.
+    pub(super) container: String,
+    /// Since it was created, if left out.
+    pub(super) from: Option<jiff::Timestamp>,
+    /// Until now, if left out.
+    pub(super) to: Option<jiff::Timestamp>,
+}
 
 /// What the owner knows now.
 pub(super) struct Snapshot {
@@ -23,6 +43,7 @@ pub(super) struct Snapshot {
     pub(super) account: Account,
     pub(super) choices: Vec<Choice>,
     pub(super) connection: Connection,
+    pub(super) coverage: v1::status::Coverage,
 }
 
 /// Whether containerd tells what happens.

@@ -1,11 +1,19 @@
 //! Finds the container runtime's own programs on the host, so that its steps inside a container's
 //! cgroup can be told from an escape.
 
-use std::{fs::File, io, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    fs::{self, File, Metadata},
+    io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::Path,
+};
 
 use sha2::Digest as _;
 
-use crate::{detect::file::RuntimeFiles, digest::Sha256};
+use crate::{
+    detect::{connect::RuntimeSockets, file::RuntimeFiles},
+    digest::Sha256,
+};
 
 /// Where distributions and node images install programs, on the host.
 const DIRECTORIES: [&str; 7] = [
@@ -27,15 +35,52 @@ const PROGRAMS: [&str; 6] = [
     "nvidia-container-cli",
 ];
 
-/// Looks below `/proc/1/root`, which is the host's root also for a daemon in a container, and below
-/// `/` where init's root may not be entered.
-pub(super) fn find() -> RuntimeFiles {
+/// Where runtimes have the sockets by which they are told what to start, on the host.
+const SOCKETS: [&str; 8] = [
+    "run/containerd/containerd.sock",
+    "run/containerd/containerd.sock.ttrpc",
+    "run/k3s/containerd/containerd.sock",
+    "run/docker.sock",
+    "run/cri-dockerd.sock",
+    "run/crio/crio.sock",
+    "run/podman/podman.sock",
+    "run/nri/nri.sock",
+];
+
+/// The sockets of the host's runtimes that there are, with those of the containerd at `containerd`.
+pub(super) fn sockets(containerd: &Path) -> RuntimeSockets {
+    let mut ttrpc = containerd.as_os_str().to_owned();
+    ttrpc.push(".ttrpc");
+    let paths = SOCKETS.iter().map(|path| host_root().join(path));
+    let paths = paths.chain([containerd.to_owned(), ttrpc.into()]);
+    let keys = paths.filter_map(|path| {
+        let metadata = fs::metadata(path).ok()?;
+        let is_socket = metadata.file_type().is_socket();
+        Some((kernel_device(&metadata)?, metadata.ino())).filter(|_| is_socket)
+    });
+    RuntimeSockets(keys.collect())
+}
+
+/// As the kernel has it in a superblock.
+fn kernel_device(metadata: &Metadata) -> Option<u32> {
+    let major = u32::try_from(nix::sys::stat::major(metadata.dev())).ok()?;
+    let minor = u32::try_from(nix::sys::stat::minor(metadata.dev())).ok()?;
+    Some(major << 20 | minor)
+}
+
+fn host_root() -> &'static Path {
     let host = Path::new("/proc/1/root");
-    let root = if host.join("usr").exists() {
+    if host.join("usr").exists() {
         host
     } else {
         Path::new("/")
-    };
+    }
+}
+
+/// Looks below `/proc/1/root`, which is the host's root also for a daemon in a container, and below
+/// `/` where init's root may not be entered.
+pub(super) fn find() -> RuntimeFiles {
+    let root = host_root();
     let mut found = RuntimeFiles::default();
     let programs = DIRECTORIES
         .iter()
@@ -58,13 +103,9 @@ fn add(found: &mut RuntimeFiles, path: &Path) -> io::Result<()> {
     let metadata = file.metadata()?;
     let mut hasher = sha2::Sha256::new();
     io::copy(&mut file, &mut HashWriter(&mut hasher))?;
-    let (major, minor) = (
-        nix::sys::stat::major(metadata.dev()),
-        nix::sys::stat::minor(metadata.dev()),
-    );
-    if let (Ok(major), Ok(minor)) = (u32::try_from(major), u32::try_from(minor)) {
+    if let Some(device) = kernel_device(&metadata) {
         found.versions.insert((
-            major << 20 | minor,
+            device,
             metadata.ino(),
             metadata.size(),
             metadata.ctime(),

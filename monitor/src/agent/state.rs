@@ -14,6 +14,7 @@ use tokio::task::{Id, JoinSet};
 
 use super::{bytes::Read, query::Connection, sourced::Sourced};
 use crate::{
+    alerts::Aggregator,
     containers::{
         Container,
         inventory::Key,
@@ -22,7 +23,7 @@ use crate::{
     detect::{Kind, role::Role, script::Use},
     digest::Sha256,
     image::{contents::Contents, error::ContentsError},
-    sensor::event::{Code, Exec, FileUse, Open, ProcessId},
+    sensor::event::{Code, Connect, Exec, FileUse, Open, ProcessId},
 };
 
 /// Containers of which it is remembered what was said as a whole and how many findings they had; of
@@ -61,6 +62,8 @@ pub(super) struct EventCounts {
     pub(super) data: u64,
     /// Of the judged, those that only tell about others: forks, exits, redirections.
     pub(super) noted: u64,
+    /// Of the judged, connects to peers that nothing is said against.
+    pub(super) peers: u64,
     /// Given up because it never became known whose they were.
     pub(super) expired_unknown: u64,
     /// Given up because they were seen before containerd told of its containers.
@@ -88,11 +91,14 @@ pub(super) struct State {
     pub(super) counts: EventCounts,
     pub(super) connection: Connection,
     pub(super) listed: bool,
+    pub(super) aggregator: Aggregator,
 }
 
-impl Default for State {
-    fn default() -> Self {
+impl State {
+    /// At the start, with the alerts that were raised before.
+    pub(super) fn new(aggregator: Aggregator) -> Self {
         Self {
+            aggregator,
             processes: Processes::default(),
             waiting: VecDeque::new(),
             sourced: Sourced::default(),
@@ -125,6 +131,8 @@ pub(super) enum Done {
     Use(Box<ReadUse>),
     /// A file that waits in [`Sourced`], by its number there.
     Held(u64, Option<OwnedFd>),
+    /// A check of the daemon itself was done, or why not.
+    Checked(Result<(), String>),
     Contents {
         container: Arc<Container>,
         result: Result<Arc<Contents>, ContentsError>,
@@ -141,12 +149,13 @@ pub(super) struct Pending {
     pub(super) visitor_of: Option<Arc<Container>>,
 }
 
-/// How a file was used.
+/// How a file was used, or a peer reached for.
 #[derive(Debug)]
 pub(super) enum What {
     Exec(Box<Exec>),
     Code(Box<Code>),
     Open(Box<Open>, Use),
+    Connect(Box<Connect>),
 }
 
 impl What {
@@ -155,6 +164,7 @@ impl What {
             Self::Exec(exec) => &exec.used,
             Self::Code(code) => &code.used,
             Self::Open(open, _) => &open.used,
+            Self::Connect(connect) => &connect.used,
         }
     }
 
@@ -162,12 +172,13 @@ impl What {
     pub(super) fn libraries(&self) -> &[Vec<u8>] {
         match self {
             Self::Code(code) => &code.libraries,
-            Self::Exec(_) | Self::Open(..) => &[],
+            Self::Exec(_) | Self::Open(..) | Self::Connect(_) => &[],
         }
     }
 
-    pub(super) fn role(&self) -> Role {
-        match self {
+    /// How a file became code; `None` where none did.
+    pub(super) fn role(&self) -> Option<Role> {
+        Some(match self {
             Self::Exec(_) => Role::Program,
             Self::Code(code) if code.is_anonymous => Role::Anonymous,
             Self::Code(code) => Role::Code {
@@ -175,13 +186,15 @@ impl What {
             },
             Self::Open(_, Use::Sourced { .. }) => Role::Sourced,
             Self::Open(_, Use::Script | Use::Data) => Role::Script,
-        }
+            Self::Connect(_) => return None,
+        })
     }
 }
 
 /// A use with all that its verdict depends on.
 pub(super) struct ReadUse {
     pub(super) pending: Pending,
+    pub(super) role: Role,
     pub(super) container: Arc<Container>,
     pub(super) files: Read,
     pub(super) contents: Option<Result<Arc<Contents>, ContentsError>>,

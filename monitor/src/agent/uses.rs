@@ -21,7 +21,7 @@ use crate::{
         inventory::{Place, PlacedBy},
     },
     detect::{
-        FileVerdict, Finding,
+        FileVerdict, Finding, Kind,
         draft::process_of,
         file::{self, Expected, Judgement, UseFacts},
         open,
@@ -30,7 +30,7 @@ use crate::{
         script::{self, Opened, Use},
     },
     sensor::{
-        event::{Event, FileFacts, FileUse},
+        event::{Event, FileFacts, FileUse, ProcessId},
         hooks,
     },
 };
@@ -42,6 +42,10 @@ const DATA_BYTES_MAX: u64 = 4 << 20;
 impl Owner {
     pub(super) fn event(&mut self, event: Event) {
         self.state.counts.received += 1;
+        self.look_between();
+        if self.coverage.is_own(&event) {
+            return self.note();
+        }
         let host = self.host_mount_namespace;
         match event {
             Event::Exec(exec) => {
@@ -71,6 +75,10 @@ impl Owner {
                 } else {
                     self.place(pending);
                 }
+            }
+            Event::Connect(connect) => {
+                let known = self.state.processes.acted(&connect.used.process, host);
+                self.place(pending(What::Connect(connect), known));
             }
             Event::Source(source) => {
                 let shown = self.state.sourced.shown(&source);
@@ -149,7 +157,7 @@ impl Owner {
                     let is_exec = matches!(pending.what, What::Exec(_));
                     self.tell_container(used.cgroup.id, &container, is_exec);
                 }
-                match self.lives_in(used, &container) {
+                match self.lives_in(&pending.what, &container) {
                     Some(other) => {
                         pending.visitor_of = Some(container);
                         self.read(pending, other);
@@ -181,8 +189,12 @@ impl Owner {
             }
             Place::Unknown | Place::Container { .. } => {
                 if self.state.waiting.len() >= WAITING_MAX {
-                    self.state.waiting.pop_front();
-                    self.state.counts.expired_unknown += 1;
+                    // What can be repeated at will must not drive out an exec.
+                    if matches!(pending.what, What::Connect(_)) {
+                        self.expire(&pending);
+                        return;
+                    }
+                    self.expire_oldest();
                 }
                 self.state.waiting.push_back(pending);
             }
@@ -200,10 +212,10 @@ impl Owner {
         }
         let (used, known) = (&opened.used, &pending.known);
         let process = process_of(
-            used,
+            &used.process,
             known.origin(&used.process, container),
             known.program.as_deref(),
-            known.ancestors.clone(),
+            &known.ancestors,
         );
         let finding = open::judge(
             used,
@@ -227,12 +239,18 @@ impl Owner {
 
     /// The other container in which a process of `container`'s cgroup lives: by its mount namespace
     /// and the file that it uses. It was moved to this cgroup, or went into that container.
-    fn lives_in(&self, used: &FileUse, container: &Arc<Container>) -> Option<Arc<Container>> {
+    fn lives_in(&self, what: &What, container: &Arc<Container>) -> Option<Arc<Container>> {
+        let used = what.used();
+        let device = match what {
+            // No file speaks for it but its root directory.
+            What::Connect(_) => used.process.root_device,
+            _ => used.file.facts.device,
+        };
         let other = self.inventory.of_namespace(used.process.mount_namespace)?;
         let root_device = other.task.as_ref().and_then(|task| task.root_device);
         let is_other = creation(other) != creation(container)
             && other.identity != Identity::Pending
-            && root_device == Some(used.file.facts.device);
+            && root_device == Some(device);
         is_other.then(|| Arc::clone(other))
     }
 
@@ -277,6 +295,9 @@ impl Owner {
 
     /// Starts reading what the verdict on a use depends on.
     fn read(&mut self, mut pending: Pending, container: Arc<Container>) {
+        let Some(role) = pending.what.role() else {
+            return self.judge_connect(&pending, &container);
+        };
         if !is_worth_reading(&pending.what) {
             self.count(&Judgement::Good(FileVerdict::Image), true);
             return;
@@ -285,9 +306,10 @@ impl Owner {
             What::Exec(exec) => (std::mem::take(&mut exec.held), exec.program.take()),
             What::Code(code) => (Vec::new(), code.held.take()),
             What::Open(open, _) => (Vec::new(), open.held.take()),
+            What::Connect(_) => (Vec::new(), None),
         };
         let image = container.identity.contents_of().cloned();
-        let is_anonymous = pending.what.role() == Role::Anonymous;
+        let is_anonymous = role == Role::Anonymous;
         let request = Request {
             container: creation(&container),
             is_anonymous,
@@ -314,6 +336,7 @@ impl Owner {
             let (files, contents) = tokio::join!(bytes.read(request), contents);
             Done::Use(Box::new(ReadUse {
                 pending,
+                role,
                 container,
                 files,
                 contents,
@@ -328,6 +351,7 @@ impl Owner {
         match done {
             Ok((_, Done::Use(read))) => self.judge(*read),
             Ok((_, Done::Held(number, file))) => self.state.sourced.held(number, file),
+            Ok((_, Done::Checked(result))) => self.checked(result),
             Ok((_, Done::Contents { result: Ok(_), .. })) => {}
             Ok((
                 _,
@@ -349,6 +373,7 @@ impl Owner {
     fn judge(&mut self, read: ReadUse) {
         let ReadUse {
             pending,
+            role,
             container,
             files,
             contents,
@@ -361,7 +386,7 @@ impl Owner {
         };
         let facts = UseFacts {
             used,
-            role: what.role(),
+            role,
             container: &container,
             host_mount_namespace: self.host_mount_namespace,
             runtime: &self.runtime,
@@ -372,6 +397,7 @@ impl Owner {
             },
             bytes: &files.bytes,
             head: &files.head,
+            capability: files.capability,
             libraries: what.libraries(),
             origin: known.origin(&used.process, &container),
             program: known.program.as_deref(),
@@ -407,7 +433,6 @@ impl Owner {
                 ));
             }
         }
-        let role = facts.role;
         if judgement == Judgement::Confirmed && files.is_settled {
             self.remember(&used.file.facts);
         }
@@ -455,6 +480,12 @@ impl Owner {
         {
             tracing::warn!(%error, "cannot have the kernel side remember a file of an image; it goes on being told");
         }
+    }
+
+    /// Whether nothing of the kind was raised of this process and peer before.
+    pub(super) fn is_first(&mut self, process: ProcessId, kind: Kind, address: Vec<u8>) -> bool {
+        let key = (process, kind, address, None);
+        self.state.raised.put(key, ()).is_none()
     }
 
     /// Whether a finding beside an exec's own was not raised of this process before.

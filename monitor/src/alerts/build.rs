@@ -10,7 +10,10 @@ use ulid::Ulid;
 use super::redact::redact;
 use crate::{
     containers::{Container, ContainerKind, Identity, ImageId, processes::Origin},
-    detect::{FileFinding, FileVerdict, Finding, HashState, Kind, ProcessFinding, Severity},
+    detect::{
+        FileFinding, FileVerdict, Finding, HashState, Kind, ProcessFinding, Severity,
+        connect::{ConnectionFinding, Sensitive},
+    },
 };
 
 /// What the node puts into each of its alerts.
@@ -64,13 +67,10 @@ pub fn build(finding: &Finding, node: &NodeFacts, observed: Timestamp, id: Ulid)
         kind: finding.kind.name().to_owned(),
         severity: severity(finding.severity).into(),
         rule: Some(v1::alert::Rule {
-            id: format!("content.{}", finding.kind.name()),
+            id: format!("{}.{}", rules(finding.kind), finding.kind.name()),
             version: "1".to_owned(),
         }),
-        attack: attack(finding.kind)
-            .iter()
-            .map(|&id| id.to_owned())
-            .collect(),
+        attack: attack(finding).iter().map(|&id| id.to_owned()).collect(),
         message: finding.message.clone(),
         runbook: String::new(),
         container: Some(container_of(container)),
@@ -80,7 +80,7 @@ pub fn build(finding: &Finding, node: &NodeFacts, observed: Timestamp, id: Ulid)
             .as_ref()
             .map(|process| process_of(process, node)),
         file: finding.file.as_ref().map(file_of),
-        connection: None,
+        connection: finding.connection.as_ref().map(connection_of),
         details: finding.details.as_deref().map(details_of),
         hook: finding.hook.unwrap_or_default().to_owned(),
     }
@@ -104,7 +104,13 @@ pub fn container_of(container: &Container) -> v1::alert::Container {
             uid: pod.uid.clone(),
         }),
         workload: None,
+        created_at: unix(container.created_unix_ns),
     }
+}
+
+/// Nanoseconds since 1970 as protobuf has them; `None` beyond what any calendar has.
+fn unix(nanos: i128) -> Option<prost_types::Timestamp> {
+    Timestamp::from_nanosecond(nanos).ok().map(timestamp)
 }
 
 /// Which image a container was created from, as alerts and the inventory say it.
@@ -156,7 +162,8 @@ pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-fn since_boot(node: &NodeFacts, nanos: u64) -> Timestamp {
+/// A time of the kernel's events, in nanoseconds since boot, by the wall clock.
+pub fn since_boot(node: &NodeFacts, nanos: u64) -> Timestamp {
     // u64 nanoseconds are 584 years: they fit a duration, and the sum saturates in the year 9999.
     let since_boot = SignedDuration::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX));
     node.boot_time
@@ -174,9 +181,27 @@ fn severity(severity: Severity) -> v1::Severity {
     }
 }
 
-/// MITRE ATT&CK techniques of the enterprise matrix, the closest first.
-fn attack(kind: Kind) -> &'static [&'static str] {
+/// What a rule is one of.
+fn rules(kind: Kind) -> &'static str {
     match kind {
+        Kind::ConnectSensitive | Kind::OpenSensitive => "sensitive",
+        _ => "content",
+    }
+}
+
+/// MITRE ATT&CK techniques of the enterprise matrix, the closest first.
+fn attack(finding: &Finding) -> &'static [&'static str] {
+    let sensitive = finding.connection.as_ref().map(|peer| peer.sensitive);
+    match finding.kind {
+        Kind::ConnectSensitive => match sensitive {
+            // Unsecured Credentials: Cloud Instance Metadata API.
+            Some(Sensitive::Metadata) => &["T1552.005"],
+            // Container Administration Command; Escape to Host; Deploy Container.
+            Some(Sensitive::Runtime) => &["T1609", "T1611", "T1610"],
+            // Network Sniffing; Adversary-in-the-Middle.
+            Some(Sensitive::Frames) => &["T1040", "T1557"],
+            None => &[],
+        },
         // Command and Scripting Interpreter; Ingress Tool Transfer: it was brought in.
         Kind::ExecAdded => &["T1059", "T1105"],
         // Compromise Host Software Binary; Hijack Execution Flow.
@@ -256,6 +281,15 @@ fn file_of(file: &FileFinding) -> v1::alert::File {
     }
 }
 
+fn connection_of(connection: &ConnectionFinding) -> v1::alert::Connection {
+    v1::alert::Connection {
+        protocol: connection.protocol.to_owned(),
+        family: connection.family.to_owned(),
+        address: connection.address.clone(),
+        port: connection.port.map(u32::from),
+    }
+}
+
 fn details_of(reason: &str) -> Struct {
     let reason = Value {
         kind: Some(value::Kind::StringValue(reason.to_owned())),
@@ -265,10 +299,21 @@ fn details_of(reason: &str) -> Struct {
     }
 }
 
-/// SHA-256 over kind, image, file path and seen hash, in hex. Each field is preceded by its
+fn fingerprint(finding: &Finding) -> String {
+    let (container, file) = (&finding.container, finding.file.as_ref());
+    let peer = finding.connection.as_ref();
+    fingerprint_of(finding.kind.name(), Some(container), file, peer)
+}
+
+/// SHA-256 over kind, image, file path, seen hash and peer, in hex. Each field is preceded by its
 /// length, so that no two lists of fields are the same bytes; a field that does not apply is told
 /// from an empty one.
-fn fingerprint(finding: &Finding) -> String {
+pub(super) fn fingerprint_of(
+    kind: &str,
+    container: Option<&Container>,
+    file: Option<&FileFinding>,
+    peer: Option<&ConnectionFinding>,
+) -> String {
     let mut hash = Sha256::new();
     let mut field = |bytes: Option<&[u8]>| match bytes {
         None => hash.update([0]),
@@ -278,29 +323,41 @@ fn fingerprint(finding: &Finding) -> String {
             hash.update(bytes);
         }
     };
-    field(Some(finding.kind.name().as_bytes()));
-    let container = &finding.container;
+    field(Some(kind.as_bytes()));
     // What stands for the image also says what it is, so that a chain ID is no manifest.
-    let (what, image) = match &container.identity {
-        Identity::Proven(image) | Identity::Claimed(image) => {
+    let (what, image) = match container.map(|container| (container, &container.identity)) {
+        Some((_, Identity::Proven(image) | Identity::Claimed(image))) => {
             ("manifest", Some(image.manifest.to_string()))
         }
-        Identity::Ambiguous(candidates) => (
+        Some((_, Identity::Ambiguous(candidates))) => (
             "chain",
             candidates.first().map(|image| image.chain_id.to_string()),
         ),
-        Identity::None | Identity::Pending => ("reference", container.image_reference.clone()),
+        Some((container, Identity::None | Identity::Pending)) => {
+            ("reference", container.image_reference.clone())
+        }
+        None => ("any", None),
     };
     field(Some(what.as_bytes()));
     field(image.as_deref().map(str::as_bytes));
-    let file = finding.file.as_ref();
     field(file.map(|file| file.path.as_slice()));
     field(
         file.and_then(|file| file.seen.as_ref())
             .map(|seen| seen.0.as_slice()),
     );
-    // The peer: no content finding has one.
-    field(None);
+    match peer {
+        None => field(None),
+        Some(peer) => {
+            field(Some(peer.protocol.as_bytes()));
+            field(Some(&peer.address));
+            field(
+                peer.port
+                    .map(u16::to_be_bytes)
+                    .as_ref()
+                    .map(|port| port.as_slice()),
+            );
+        }
+    }
     hex::encode(hash.finalize())
 }
 

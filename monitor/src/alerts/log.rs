@@ -1,61 +1,41 @@
-//! The last alerts, kept in memory for any number of readers.
+//! The alerts of this node, for any number of readers: the last in memory, all that is kept in the
+//! [journal](super::journal).
 //!
-//! A reader holds a cursor, not a place in a queue: it takes the lock only to copy one alert, and
-//! sleeps on the newest cursor without it. So a slow reader costs nobody anything; one that falls
-//! behind what is kept is told what it missed.
+//! A reader holds a cursor, not a place in a queue: it takes the lock only to copy one alert, reads
+//! older ones from disk by itself, and sleeps on the newest cursor. So a slow reader costs nobody
+//! anything; one that falls behind what is kept is told what it missed.
+
+mod reader;
+mod shared;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex},
 };
 
+use jiff::Timestamp;
 use monitor_api::v1::Alert;
-use prost::Message as _;
-use tokio::sync::watch;
-use ulid::Ulid;
 
-/// Alerts kept. Beyond, the oldest expire and readers behind them are told.
+use super::consumers::Consumers;
+use super::journal::{Recovered, Retention, Writer, boot_id, recover};
+pub use reader::{AlertReader, Next};
+use shared::Kept;
+pub(super) use shared::{Failure, Shared};
+
+/// Alerts kept in memory; how many can wait for a full disk to have room again. Beyond, the oldest
+/// go: they are on disk, or lost and counted.
 pub const ALERTS_MAX: usize = 10_000;
 
-/// Bytes of alerts kept, by their encoded length; a typical alert has 1.5 KiB, one can have
-/// 20 KiB. Beyond, the oldest expire and readers behind them are told.
+/// Bytes of alerts kept in memory, by their encoded length; a typical alert has 1.5 KiB, one can
+/// have 20 KiB. The same happens beyond.
 pub const ALERTS_BYTES_MAX: usize = 64 << 20;
 
-/// The last alerts of this start. Clones are the same log.
+/// The alerts of this node. Clones are the same log.
 #[derive(Clone, Debug)]
 pub struct AlertLog {
     shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    journal: String,
-    alerts_max: usize,
-    bytes_max: usize,
-    kept: Mutex<Kept>,
-    newest: watch::Sender<u64>,
-}
-
-#[derive(Debug, Default)]
-struct Kept {
-    /// Without gaps; the last has the cursor `newest`.
-    alerts: VecDeque<Arc<Alert>>,
-    bytes: usize,
-    newest: u64,
-    by_kind: BTreeMap<String, u64>,
-    expired_unread: u64,
-}
-
-impl Kept {
-    /// The cursor of the oldest alert that is kept, or of the next to come.
-    fn oldest(&self) -> u64 {
-        self.newest + 1 - u64::try_from(self.alerts.len()).unwrap_or(self.newest)
-    }
-
-    fn get(&self, cursor: u64) -> Option<&Arc<Alert>> {
-        let index = usize::try_from(cursor.checked_sub(self.oldest())?).ok()?;
-        self.alerts.get(index)
-    }
+    writer: Arc<Mutex<Option<Writer>>>,
+    consumers: Arc<Consumers>,
 }
 
 /// Where a reader starts.
@@ -69,6 +49,16 @@ pub enum Start {
     Now,
     /// At this many alerts before the next, or the oldest kept.
     Last(u64),
+}
+
+/// Which alerts a reader is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// Once they are written, which survives the daemon; on a full disk, also from memory.
+    #[default]
+    Written,
+    /// Once they are synced, which survives the node.
+    Durable,
 }
 
 /// The journal has not come to the cursor that a reader says it has.
@@ -88,57 +78,90 @@ pub struct Summary {
     pub oldest: u64,
     /// The newest cursor; 0 if there is none.
     pub newest: u64,
-    /// Alerts ever appended, by kind.
-    pub by_kind: BTreeMap<String, u64>,
+    /// The newest cursor that survives the node; 0 if there is none.
+    pub durable: u64,
+    /// Alerts appended by this daemon, by kind.
+    pub by_kind: std::collections::BTreeMap<String, u64>,
     /// Alerts that readers were told had expired, summed over readers.
     pub expired_unread: u64,
+    /// Bytes of the journal's segments.
+    pub bytes: u64,
+    /// Since when alerts are kept in memory alone, and why; `None` while the journal is written.
+    pub memory_only: Option<(Timestamp, String)>,
+    /// Alerts that fell out of memory before they could be written.
+    pub lost: u64,
 }
 
 impl AlertLog {
-    /// An empty log; its journal is named by a new ULID.
+    /// An empty log in memory alone; its journal is named by a new ULID.
     pub fn new() -> Self {
         Self::bounded(ALERTS_MAX, ALERTS_BYTES_MAX)
     }
 
     pub(crate) fn bounded(alerts_max: usize, bytes_max: usize) -> Self {
-        let shared = Shared {
-            journal: Ulid::new().to_string(),
-            alerts_max,
-            bytes_max,
-            kept: Mutex::default(),
-            newest: watch::Sender::new(0),
-        };
+        let shared = Shared::new(ulid::Ulid::new(), alerts_max, bytes_max, Kept::in_memory());
         Self {
             shared: Arc::new(shared),
+            writer: Arc::default(),
+            consumers: Arc::new(Consumers::in_memory()),
         }
+    }
+
+    /// The log whose journal lies in `directory`, which is made if it is not there. Waits for the
+    /// disk. It goes on where it ended; in a directory that cannot be used it is kept in memory, and
+    /// [`Summary::memory_only`] says why.
+    ///
+    /// # Errors
+    ///
+    /// The system's, when it has no more threads.
+    pub fn open(directory: &Path, retention: Retention) -> std::io::Result<Self> {
+        Self::open_bounded(
+            directory,
+            retention,
+            boot_id(),
+            ALERTS_MAX,
+            ALERTS_BYTES_MAX,
+        )
+    }
+
+    pub(super) fn open_bounded(
+        directory: &Path,
+        retention: Retention,
+        boot: [u8; 16],
+        alerts_max: usize,
+        bytes_max: usize,
+    ) -> std::io::Result<Self> {
+        let mut recovered = recover(directory, boot, alerts_max, bytes_max);
+        let kept = Kept::recovered(&mut recovered);
+        let Recovered { journal, .. } = recovered;
+        let shared = Arc::new(Shared::new(journal, alerts_max, bytes_max, kept));
+        let writer = Writer::start(&shared, directory.to_owned(), retention, boot, recovered)?;
+        Ok(Self {
+            shared,
+            writer: Arc::new(Mutex::new(Some(writer))),
+            consumers: Arc::new(Consumers::open(directory.join("consumers.json"))),
+        })
     }
 
     /// The journal that cursors count in.
     pub fn journal(&self) -> &str {
-        &self.shared.journal
+        &self.shared.journal_text
     }
 
-    /// Keeps `alert` under the next cursor, which is returned, and wakes the readers. Journal and
-    /// cursor of `alert` are set by this.
+    /// Keeps `alert` under the next cursor, which is returned; readers get it once it is written.
+    /// Journal and cursor of `alert` are set by this. Waits for no disk.
     pub fn append(&self, mut alert: Alert) -> u64 {
-        let mut kept = self.kept();
+        let mut kept = self.shared.kept();
         let cursor = kept.newest + 1;
-        alert.journal.clone_from(&self.shared.journal);
+        alert.journal.clone_from(&self.shared.journal_text);
         alert.cursor = cursor;
-        *kept.by_kind.entry(alert.kind.clone()).or_default() += 1;
-        kept.newest = cursor;
-        kept.bytes += alert.encoded_len();
-        kept.alerts.push_back(Arc::new(alert));
-        // The newest stays, however large it is.
-        while kept.alerts.len() > 1
-            && (kept.alerts.len() > self.shared.alerts_max || kept.bytes > self.shared.bytes_max)
-        {
-            if let Some(expired) = kept.alerts.pop_front() {
-                kept.bytes -= expired.encoded_len();
-            }
+        kept.push(alert, self.shared.alerts_max, self.shared.bytes_max);
+        if kept.is_in_memory() {
+            // Under the lock, so that the cursors that readers see only grow.
+            self.shared.publish(&kept);
+        } else {
+            self.shared.wake_writer();
         }
-        // Under the lock, so that the cursors that readers see only grow.
-        self.shared.newest.send_replace(cursor);
         cursor
     }
 
@@ -147,9 +170,13 @@ impl AlertLog {
     /// # Errors
     ///
     /// [`AheadOfJournal`] if `from` names a cursor that was never given out.
-    pub fn subscribe(&self, from: Start) -> Result<AlertReader, AheadOfJournal> {
-        let newest = self.shared.newest.subscribe();
-        let kept = self.kept();
+    pub fn subscribe(
+        &self,
+        from: Start,
+        delivery: Delivery,
+    ) -> Result<AlertReader, AheadOfJournal> {
+        let upto = self.shared.upto(delivery);
+        let kept = self.shared.kept();
         let next = match from {
             Start::After(cursor) if cursor > kept.newest => {
                 return Err(AheadOfJournal {
@@ -160,42 +187,77 @@ impl AlertLog {
             Start::After(cursor) => cursor + 1,
             Start::Oldest => kept.oldest(),
             Start::Now => kept.newest + 1,
-            Start::Last(count) => (kept.newest + 1).saturating_sub(count).max(kept.oldest()),
+            Start::Last(count) => kept.last(count),
         };
         drop(kept);
-        Ok(AlertReader {
-            log: self.clone(),
-            newest,
-            next,
-        })
+        Ok(AlertReader::new(Arc::clone(&self.shared), upto, next))
     }
 
-    /// The newest cursor; 0 if there is none.
+    /// A reader that starts at the first alert that was judged at `time` or later; where the clock
+    /// was set back, after the last that was judged before.
+    pub fn subscribe_at(&self, time: prost_types::Timestamp, delivery: Delivery) -> AlertReader {
+        let next = self.shared.kept().before(time);
+        AlertReader::new(Arc::clone(&self.shared), self.shared.upto(delivery), next)
+            .not_before(time)
+    }
+
+    /// The named consumers.
+    pub fn consumers(&self) -> &Arc<Consumers> {
+        &self.consumers
+    }
+
+    /// The newest cursor that readers can have; 0 if there is none.
     pub fn newest(&self) -> u64 {
-        *self.shared.newest.borrow()
+        *self.shared.published.borrow()
+    }
+
+    /// The newest cursor that survives the node; 0 if there is none.
+    pub fn durable(&self) -> u64 {
+        *self.shared.durable.borrow()
+    }
+
+    /// Changes when the journal ceases to be written, and when it is written again.
+    pub fn memory_only(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.shared.memory_only.subscribe()
     }
 
     /// What the log holds now.
     pub fn summary(&self) -> Summary {
-        let kept = self.kept();
+        let kept = self.shared.kept();
         Summary {
-            oldest: if kept.alerts.is_empty() {
-                0
-            } else {
-                kept.oldest()
-            },
-            newest: kept.newest,
+            oldest: if kept.is_empty() { 0 } else { kept.oldest() },
+            newest: self.newest(),
+            durable: self.durable(),
             by_kind: kept.by_kind.clone(),
             expired_unread: kept.expired_unread,
+            bytes: kept.segments.iter().map(|facts| facts.bytes).sum(),
+            memory_only: kept
+                .failure
+                .as_ref()
+                .map(|failure| (failure.since, failure.error.clone())),
+            lost: kept.lost,
         }
     }
 
-    /// Nothing under the lock can panic half-way, so a poisoned lock guards sound data.
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.shared
-            .kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// The cursor of the newest alert, whether or not it is written.
+    #[cfg(test)]
+    pub(super) fn shared_newest(&self) -> u64 {
+        self.recent().last().map_or(0, |alert| alert.cursor)
+    }
+
+    /// The alerts in memory, in order.
+    pub fn recent(&self) -> Vec<Arc<Alert>> {
+        self.shared.kept().recent()
+    }
+
+    /// Writes and syncs what there is, and ends the writing; readers go on. Waits for the disk.
+    pub fn close(&self) {
+        self.shared.kept().is_stopping = true;
+        self.shared.wake_all();
+        let writer = self.writer.lock().ok().and_then(|mut writer| writer.take());
+        if let Some(writer) = writer {
+            writer.join();
+        }
     }
 }
 
@@ -205,284 +267,5 @@ impl Default for AlertLog {
     }
 }
 
-/// Reads a log at its own pace: each cursor once, in order.
-#[derive(Debug)]
-pub struct AlertReader {
-    log: AlertLog,
-    newest: watch::Receiver<u64>,
-    next: u64,
-}
-
-/// What a reader is given.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Next {
-    /// The next alert.
-    Alert(Arc<Alert>),
-    /// Alerts from `from` up to `before`, without it, are no longer kept; the reader goes on at
-    /// `before`.
-    Expired {
-        /// The first cursor that is missing.
-        from: u64,
-        /// The first that is not.
-        before: u64,
-    },
-}
-
-impl AlertReader {
-    /// The next alert, waiting for it if there is none. Nothing is lost when the future is
-    /// dropped.
-    pub async fn next(&mut self) -> Next {
-        loop {
-            // Marked as seen before looking, so that what comes after the look wakes.
-            self.newest.mark_unchanged();
-            if let Some(next) = self.try_next() {
-                return next;
-            }
-            // The sender lives in `self.log`, so this cannot fail.
-            let _ = self.newest.changed().await;
-        }
-    }
-
-    /// The next alert, if it is there.
-    pub fn try_next(&mut self) -> Option<Next> {
-        let mut kept = self.log.kept();
-        let oldest = kept.oldest();
-        if self.next < oldest {
-            kept.expired_unread += oldest - self.next;
-            let expired = Next::Expired {
-                from: self.next,
-                before: oldest,
-            };
-            self.next = oldest;
-            return Some(expired);
-        }
-        let alert = Arc::clone(kept.get(self.next)?);
-        self.next += 1;
-        Some(Next::Alert(alert))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::panic, reason = "a test fails by panicking")]
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn alert(kind: &str) -> Alert {
-        Alert {
-            kind: kind.to_owned(),
-            ..Alert::default()
-        }
-    }
-
-    fn log(alerts_max: usize, appended: u64) -> AlertLog {
-        let log = AlertLog::bounded(alerts_max, usize::MAX);
-        for _ in 0..appended {
-            log.append(alert("exec_added"));
-        }
-        log
-    }
-
-    /// What `reader` is given now, as text: `3` is an alert, `1..3` what expired.
-    fn drain(reader: &mut AlertReader) -> String {
-        let mut said = Vec::new();
-        while let Some(next) = reader.try_next() {
-            said.push(match next {
-                Next::Alert(alert) => alert.cursor.to_string(),
-                Next::Expired { from, before } => format!("{from}..{before}"),
-            });
-        }
-        said.join(" ")
-    }
-
-    #[test]
-    fn a_reader_starts_where_it_says() {
-        let check = |appended, from, expect: Result<&str, AheadOfJournal>| {
-            let said = log(3, appended)
-                .subscribe(from)
-                .map(|mut reader| drain(&mut reader));
-            assert_eq!(
-                said.as_deref(),
-                expect.as_ref().map(|text| &**text),
-                "{from:?}"
-            );
-        };
-        check(0, Start::Oldest, Ok(""));
-        check(0, Start::Now, Ok(""));
-        check(0, Start::Last(5), Ok(""));
-        check(0, Start::After(0), Ok(""));
-        check(
-            0,
-            Start::After(1),
-            Err(AheadOfJournal {
-                cursor: 1,
-                newest: 0,
-            }),
-        );
-        check(2, Start::Oldest, Ok("1 2"));
-        check(2, Start::After(0), Ok("1 2"));
-        check(2, Start::After(1), Ok("2"));
-        check(2, Start::After(2), Ok(""));
-        check(
-            2,
-            Start::After(u64::MAX),
-            Err(AheadOfJournal {
-                cursor: u64::MAX,
-                newest: 2,
-            }),
-        );
-        check(5, Start::Oldest, Ok("3 4 5"));
-        check(5, Start::After(0), Ok("1..3 3 4 5"));
-        check(5, Start::After(1), Ok("2..3 3 4 5"));
-        check(5, Start::After(2), Ok("3 4 5"));
-        check(5, Start::Last(0), Ok(""));
-        check(5, Start::Last(2), Ok("4 5"));
-        check(5, Start::Last(u64::MAX), Ok("3 4 5"));
-        check(5, Start::Now, Ok(""));
-    }
-
-    #[test]
-    fn an_alert_is_given_its_cursor_and_journal() {
-        let log = log(3, 1);
-        assert_eq!(log.append(alert("exec_memory")), 2);
-        let mut reader = log
-            .subscribe(Start::Last(1))
-            .unwrap_or_else(|error| panic!("{error}"));
-        let Some(Next::Alert(alert)) = reader.try_next() else {
-            panic!("no alert")
-        };
-        assert_eq!((alert.cursor, alert.journal.as_str()), (2, log.journal()));
-    }
-
-    #[test]
-    fn the_bytes_kept_are_bounded() {
-        let log = AlertLog::bounded(100, 800);
-        for _ in 0..10 {
-            log.append(alert(&"x".repeat(300)));
-        }
-        let summary = log.summary();
-        assert_eq!(
-            (summary.oldest, summary.newest),
-            (9, 10),
-            "with a journal each has 330 bytes"
-        );
-        log.append(alert(&"x".repeat(5000)));
-        assert_eq!(log.summary().oldest, 11, "the newest stays, however large");
-    }
-
-    #[test]
-    fn the_summary_counts_what_expired_as_well() {
-        let log = log(2, 5);
-        log.append(alert("exec_memory"));
-        let mut reader = log
-            .subscribe(Start::After(1))
-            .unwrap_or_else(|error| panic!("{error}"));
-        drain(&mut reader);
-        let by_kind = [("exec_added".to_owned(), 5), ("exec_memory".to_owned(), 1)];
-        assert_eq!(
-            log.summary(),
-            Summary {
-                oldest: 5,
-                newest: 6,
-                by_kind: by_kind.into(),
-                expired_unread: 3
-            }
-        );
-        assert_eq!(AlertLog::new().summary().oldest, 0);
-    }
-
-    #[tokio::test]
-    async fn a_waiting_reader_is_woken() {
-        let log = log(3, 0);
-        let mut reader = log
-            .subscribe(Start::Now)
-            .unwrap_or_else(|error| panic!("{error}"));
-        let waiting = tokio::spawn(async move { reader.next().await });
-        // The other task runs until it waits.
-        tokio::task::yield_now().await;
-        log.append(alert("exec_added"));
-        match waiting.await {
-            Ok(Next::Alert(alert)) => assert_eq!(alert.cursor, 1),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn readers_and_a_writer_at_once_agree() {
-        const ALERTS: u64 = 20_000;
-        let log = log(16, 0);
-        let mut readers = tokio::task::JoinSet::new();
-        for _ in 0..4 {
-            let mut reader = log
-                .subscribe(Start::Now)
-                .unwrap_or_else(|error| panic!("{error}"));
-            readers.spawn(async move {
-                let mut next = 1;
-                while next <= ALERTS {
-                    match reader.next().await {
-                        Next::Alert(alert) => {
-                            assert_eq!(alert.cursor, next);
-                            next += 1;
-                        }
-                        Next::Expired { from, before } => {
-                            assert_eq!(from, next);
-                            next = before;
-                        }
-                    }
-                }
-            });
-        }
-        let writer = tokio::task::spawn_blocking(move || {
-            for _ in 0..ALERTS {
-                log.append(alert("exec_added"));
-            }
-        });
-        assert!(writer.await.is_ok());
-        while let Some(reader) = readers.join_next().await {
-            assert!(reader.is_ok(), "{reader:?}");
-        }
-    }
-
-    proptest! {
-        /// Against a model that keeps everything: a reader gets each cursor once and in order, or
-        /// is told exactly which range it missed.
-        #[test]
-        fn any_interleaving_of_appends_and_reads(
-            alerts_max in 1_usize..6,
-            before in 0_u64..10,
-            steps in prop::collection::vec(prop::option::of(0_usize..3), 0..100),
-        ) {
-            let log = log(alerts_max, before);
-            let mut newest = before;
-            let kept = u64::try_from(alerts_max).unwrap_or(u64::MAX);
-            let oldest = |newest: u64| newest.saturating_sub(kept) + 1;
-            let mut readers: Vec<_> = [Start::After(0), Start::Oldest, Start::Now]
-                .into_iter()
-                .filter_map(|from| log.subscribe(from).ok())
-                .zip([1, oldest(newest), newest + 1])
-                .collect();
-            prop_assert_eq!(readers.len(), 3);
-            for step in steps {
-                let Some((reader, next)) = step.and_then(|index| readers.get_mut(index)) else {
-                    newest += 1;
-                    prop_assert_eq!(log.append(alert("exec_added")), newest);
-                    continue;
-                };
-                match reader.try_next() {
-                    None => prop_assert_eq!(*next, newest + 1),
-                    Some(Next::Alert(alert)) => {
-                        prop_assert_eq!(alert.cursor, *next);
-                        *next += 1;
-                    }
-                    Some(Next::Expired { from, before }) => {
-                        prop_assert_eq!((from, before), (*next, oldest(newest)));
-                        prop_assert!(from < before);
-                        *next = before;
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -1,11 +1,19 @@
 //! Findings become alerts with a cursor.
 //!
-//! [`build`] makes the alert of a finding, [`log`] keeps the last of them and gives them to any
-//! number of readers.
+//! [`build`] makes the alert of a finding, [`aggregate`] counts its repeats, [`log`] gives alerts to any number of readers, and
+//! [`journal`] keeps them on disk.
 
+pub mod aggregate;
 pub mod build;
+pub mod consumers;
+pub mod filter;
+pub mod gap;
+pub mod journal;
 pub mod log;
 mod redact;
 
+pub use aggregate::Aggregator;
 pub use build::{NodeFacts, boot_time, build};
-pub use log::{AlertLog, AlertReader, Next, Start};
+pub use filter::{Filter, FilterError};
+pub use journal::{GapReason, Retention};
+pub use log::{AlertLog, AlertReader, Delivery, Next, Start};

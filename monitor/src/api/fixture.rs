@@ -3,11 +3,15 @@
 
 use std::sync::Arc;
 
-use monitor_api::v1::{Alert, Container, Image, ImageEntry, Status, alert};
+use monitor_api::v1::{
+    Alert, Container, CoverageResponse, CoverageSpan, Image, ImageEntry, Status, alert,
+};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{Address, ContentsError, ImageContents, Listener, Node, ServeError, serve};
+use super::{
+    Address, ContentsError, CoverageError, ImageContents, Listener, Node, ServeError, serve,
+};
 use crate::alerts::AlertLog;
 
 /// A node that knows two containers and one image.
@@ -80,6 +84,39 @@ impl Node for StubNode {
             manifest_digest: "sha256:aa".to_owned(),
             evidence,
             entries,
+        })
+    }
+
+    async fn coverage(
+        &self,
+        container: &str,
+        from: Option<jiff::Timestamp>,
+        _: Option<jiff::Timestamp>,
+    ) -> Result<CoverageResponse, CoverageError> {
+        if container != "web" {
+            return Err(CoverageError::NoContainer(container.to_owned()));
+        }
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let begin = from.map_or(0, jiff::Timestamp::as_second);
+        Ok(CoverageResponse {
+            container: self::container("c1", "web").container,
+            spans: vec![
+                CoverageSpan {
+                    begin: at(begin),
+                    end: at(60),
+                    state: "watched".to_owned(),
+                    ..CoverageSpan::default()
+                },
+                CoverageSpan {
+                    begin: at(60),
+                    end: at(61),
+                    state: "gap".to_owned(),
+                    reason: "lost".to_owned(),
+                    hooks: [("exec".to_owned(), 7)].into(),
+                    causes: [("ring_full".to_owned(), 7)].into(),
+                    merged: 2,
+                },
+            ],
         })
     }
 

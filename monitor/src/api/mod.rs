@@ -4,6 +4,7 @@
 //! from is behind [`Node`], which the owner of the inventory implements.
 
 pub mod address;
+mod alerts;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod listener;
@@ -25,14 +26,14 @@ pub use tonic::async_trait;
 
 /// Connections open at once. One more is accepted and closed at once, counted as
 /// `connections_refused`.
-pub const CONNECTIONS_MAX: usize = 256;
+pub const CONNECTIONS_MAX: usize = 512;
 
 /// Requests and streams at once on one connection. HTTP/2 makes the client wait beyond it.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 32;
 
 /// Alert streams open at once. One more is refused with RESOURCE_EXHAUSTED, counted as
 /// `alert_streams_refused`.
-pub const ALERT_STREAMS_MAX: usize = 128;
+pub const ALERT_STREAMS_MAX: usize = 256;
 
 /// Messages made for one alert stream ahead of what its client reads. At the bound the stream
 /// waits; what expires meanwhile, its client is told.
@@ -70,6 +71,15 @@ pub trait Node: Send + Sync + 'static {
         path: Option<&[u8]>,
     ) -> Result<ImageContents, ContentsError>;
 
+    /// When `container` (an id, a unique beginning of one, or a name) was watched between two times;
+    /// since it was created and until now if they are left out.
+    async fn coverage(
+        &self,
+        container: &str,
+        from: Option<jiff::Timestamp>,
+        to: Option<jiff::Timestamp>,
+    ) -> Result<v1::CoverageResponse, CoverageError>;
+
     /// The node's account of itself. `version`, `started_at`, `ready`, `alerts`, `api` and
     /// `memory_resident_bytes` are filled in by the API.
     async fn status(&self) -> v1::Status;
@@ -83,6 +93,27 @@ pub struct ImageContents {
     pub evidence: String,
     /// Sorted by path. Pulled as the client reads, so it may be long; it must not block.
     pub entries: Box<dyn Iterator<Item = v1::ImageEntry> + Send>,
+}
+
+/// Why it cannot be said when a container was watched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CoverageError {
+    /// No such container, or it went too long ago; NOT_FOUND.
+    #[error(
+        "no container {0:?} is known on this node; `monitorctl container list` lists those that are there"
+    )]
+    NoContainer(String),
+    /// The name means several; FAILED_PRECONDITION.
+    #[error("{container:?} means {count} containers; give more of the id")]
+    Ambiguous {
+        /// What was asked for.
+        container: String,
+        /// How many.
+        count: usize,
+    },
+    /// The daemon stops; UNAVAILABLE.
+    #[error("the daemon is stopping; ask it again once it has started")]
+    Stopping,
 }
 
 /// Why there are no contents.

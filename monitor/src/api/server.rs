@@ -92,6 +92,7 @@ pub async fn serve(
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let connections = Arc::new(Connections::new());
+    let consumers = Arc::clone(log.consumers());
     let service = Service::new(
         node,
         log,
@@ -123,6 +124,8 @@ pub async fn serve(
     }
     drop(accepted);
     tasks.spawn(follow_ready(reporter.clone(), ready));
+    let saving = Arc::clone(&consumers);
+    tasks.spawn(async move { saving.run().await });
 
     let (drain, drained) = watch::channel(());
     let server = Server::builder()
@@ -154,6 +157,9 @@ pub async fn serve(
                 "clients did not take their last alerts in time; their streams are cut"
             );
         }
+    }
+    if let Err(error) = consumers.save().await {
+        warn!(%error, "cannot write what consumers acknowledged; they will get some alerts again");
     }
     Ok(())
 }

@@ -10,26 +10,26 @@ use std::{
 
 use jiff::Timestamp;
 use monitor_api::v1::{
-    self, AlertsRequest, AlertsResponse, ContainersRequest, ContainersResponse,
-    ImageContentsRequest, ImageContentsResponse, ImagesRequest, ImagesResponse, StatusRequest,
-    StatusResponse,
-    alerts_request::start::Position,
-    alerts_response::{self, Expired, Heartbeat},
-    monitor_server::Monitor,
+    self, AlertsRequest, AlertsResponse, ContainersRequest, ContainersResponse, CoverageRequest,
+    CoverageResponse, GetAlertRequest, GetAlertResponse, ImageContentsRequest,
+    ImageContentsResponse, ImagesRequest, ImagesResponse, ListAlertsRequest, ListAlertsResponse,
+    StatusRequest, StatusResponse, monitor_server::Monitor,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 use tokio_stream::{Stream, iter, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    ALERT_STREAMS_MAX, ContentsError, ENTRIES_PER_MESSAGE_MAX, HEARTBEAT_INTERVAL, ImageContents,
-    Node, REQUEST_TIME_MAX, STREAM_AHEAD_MAX, process,
-    server::{Connections, stopped},
+    ALERT_STREAMS_MAX, ContentsError, CoverageError, ENTRIES_PER_MESSAGE_MAX, ImageContents, Node,
+    REQUEST_TIME_MAX, STREAM_AHEAD_MAX,
+    alerts::{self, AlertStream},
+    process,
+    server::Connections,
 };
-use crate::alerts::{AlertLog, AlertReader, Next, Start, build::timestamp};
+use crate::alerts::{AlertLog, build::timestamp};
 
 /// Most bytes of a path in a request; Linux takes no longer ones.
 const PATH_BYTES_MAX: usize = 4096;
@@ -37,6 +37,9 @@ const PATH_BYTES_MAX: usize = 4096;
 /// Most bytes of an image's name in a request: a reference has at most 255 bytes of name, 128 of
 /// tag and a digest.
 const IMAGE_BYTES_MAX: usize = 1024;
+
+/// Most bytes of a container's id or name in a request; containerd's ids have at most 76.
+const CONTAINER_BYTES_MAX: usize = 256;
 
 /// Answers calls.
 pub(super) struct Service {
@@ -76,6 +79,8 @@ impl Service {
     fn complete(&self, mut status: v1::Status) -> v1::Status {
         let log = self.log.summary();
         let open = ALERT_STREAMS_MAX.saturating_sub(self.streams.available_permits());
+        let mut consumers = self.log.consumers().all();
+        consumers.retain(|_, at| at.journal == self.log.journal());
         status.version = env!("CARGO_PKG_VERSION").to_owned();
         status.started_at = Some(timestamp(self.started_at));
         status.ready = *self.ready.borrow();
@@ -84,6 +89,15 @@ impl Service {
             oldest_cursor: log.oldest,
             newest_cursor: log.newest,
             by_kind: log.by_kind.into_iter().collect(),
+            durable_cursor: log.durable,
+            journal_bytes: log.bytes,
+            memory_only_since: log.memory_only.as_ref().map(|(since, _)| timestamp(*since)),
+            memory_only: log.memory_only.map_or(String::new(), |(_, reason)| reason),
+            lost: log.lost,
+            consumers: consumers
+                .into_iter()
+                .map(|(name, at)| (name, at.cursor))
+                .collect(),
         });
         status.api = Some(v1::status::Api {
             connections: self.connections.open(),
@@ -126,6 +140,22 @@ impl Monitor for Service {
         // clients send that only after they have the head.
         tokio::spawn(stream.run());
         Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    async fn list_alerts(
+        &self,
+        request: Request<ListAlertsRequest>,
+    ) -> Result<Response<ListAlertsResponse>, Status> {
+        let page = within(alerts::list(&self.log, &request.into_inner())).await??;
+        Ok(Response::new(page))
+    }
+
+    async fn get_alert(
+        &self,
+        request: Request<GetAlertRequest>,
+    ) -> Result<Response<GetAlertResponse>, Status> {
+        let found = alerts::get(&self.log, &request.into_inner()).await?;
+        Ok(Response::new(found))
     }
 
     async fn containers(
@@ -179,11 +209,51 @@ impl Monitor for Service {
         ))))
     }
 
+    async fn coverage(
+        &self,
+        request: Request<CoverageRequest>,
+    ) -> Result<Response<CoverageResponse>, Status> {
+        let CoverageRequest {
+            container,
+            from,
+            to,
+        } = request.into_inner();
+        if container.is_empty() || container.len() > CONTAINER_BYTES_MAX {
+            return Err(Status::invalid_argument(format!(
+                "container must have 1 to {CONTAINER_BYTES_MAX} bytes; it has {}",
+                container.len()
+            )));
+        }
+        let (from, to) = (read_time("from", from)?, read_time("to", to)?);
+        let covered = within(self.node.coverage(&container, from, to)).await??;
+        Ok(Response::new(covered))
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let status = self.complete(within(self.node.status()).await?);
         Ok(Response::new(StatusResponse {
             status: Some(status),
         }))
+    }
+}
+
+fn read_time(
+    name: &str,
+    time: Option<prost_types::Timestamp>,
+) -> Result<Option<Timestamp>, Status> {
+    time.map(|time| Timestamp::new(time.seconds, time.nanos))
+        .transpose()
+        .map_err(|error| Status::invalid_argument(format!("{name} is no time: {error}")))
+}
+
+impl From<CoverageError> for Status {
+    fn from(error: CoverageError) -> Self {
+        let message = error.to_string();
+        match error {
+            CoverageError::NoContainer(_) => Self::not_found(message),
+            CoverageError::Ambiguous { .. } => Self::failed_precondition(message),
+            CoverageError::Stopping => Self::unavailable(message),
+        }
     }
 }
 
@@ -199,7 +269,7 @@ impl From<ContentsError> for Status {
     }
 }
 
-async fn within<T>(answer: impl Future<Output = T>) -> Result<T, Status> {
+pub(super) async fn within<T>(answer: impl Future<Output = T>) -> Result<T, Status> {
     timeout(REQUEST_TIME_MAX, answer).await.map_err(|_| {
         Status::deadline_exceeded(format!(
             "the daemon did not answer within {} s; look at its log",
@@ -233,121 +303,5 @@ impl Iterator for Batches {
             evidence: self.contents.evidence.clone(),
             entries,
         })
-    }
-}
-
-/// One conversation about alerts.
-struct AlertStream {
-    log: AlertLog,
-    requests: Streaming<AlertsRequest>,
-    responses: mpsc::Sender<Result<AlertsResponse, Status>>,
-    shutdown: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AlertStream {
-    async fn run(mut self) {
-        if let Err(status) = self.converse().await {
-            // A client that is gone does not need to be told why.
-            let _ = self.responses.send(Err(status)).await;
-        }
-    }
-
-    async fn converse(&mut self) -> Result<(), Status> {
-        let mut reader = self.start().await?;
-        if !self.send(self.heartbeat()).await {
-            return Ok(());
-        }
-        let mut may_request = true;
-        loop {
-            let next = match reader.try_next() {
-                Some(next) => Some(next),
-                None if self.is_stopping() => {
-                    return Err(Status::unavailable("the daemon is stopping"));
-                }
-                None => tokio::select! {
-                    next = timeout(HEARTBEAT_INTERVAL, reader.next()) => next.ok(),
-                    request = self.requests.message(), if may_request => match request? {
-                        Some(_) => return Err(Status::invalid_argument(
-                            "only the first request of an alert stream says something",
-                        )),
-                        // The client has said all that it wants; it goes on reading.
-                        None => { may_request = false; continue; }
-                    },
-                    () = self.responses.closed() => return Ok(()),
-                    // Told by the loop's head, after what is there has been sent.
-                    () = stopped(&mut self.shutdown) => continue,
-                },
-            };
-            let response = match next {
-                Some(Next::Alert(alert)) => {
-                    alerts_response::Response::Alert(Box::new(Arc::unwrap_or_clone(alert)))
-                }
-                Some(Next::Expired { from, before }) => {
-                    alerts_response::Response::Expired(Expired { from, before })
-                }
-                None => self.heartbeat(),
-            };
-            if !self.send(response).await {
-                return Ok(());
-            }
-        }
-    }
-
-    /// The reader that the first request asks for.
-    async fn start(&mut self) -> Result<AlertReader, Status> {
-        let request = tokio::select! {
-            request = within(self.requests.message()) => request??,
-            () = stopped(&mut self.shutdown) => {
-                return Err(Status::unavailable("the daemon is stopping"));
-            }
-        };
-        let start = request.and_then(|request| request.start);
-        let (journal, position) = start.map_or((String::new(), None), |start| {
-            (start.journal, start.position)
-        });
-        let position = match position {
-            Some(Position::After(cursor)) => Start::After(cursor),
-            Some(Position::Oldest(_)) => Start::Oldest,
-            Some(Position::Now(_)) => Start::Now,
-            Some(Position::Last(count)) => Start::Last(count),
-            None => {
-                return Err(Status::invalid_argument(
-                    "the first request must say where to start: after, oldest, now or last",
-                ));
-            }
-        };
-        if !journal.is_empty() && journal != self.log.journal() {
-            return Err(Status::failed_precondition(format!(
-                "the journal is {} now; alerts of another one are gone: start at the oldest",
-                self.log.journal()
-            )));
-        }
-        self.log.subscribe(position).map_err(|error| {
-            Status::out_of_range(format!(
-                "{error}; it is of another journal: start at the oldest"
-            ))
-        })
-    }
-
-    fn is_stopping(&self) -> bool {
-        *self.shutdown.borrow() || self.shutdown.has_changed().is_err()
-    }
-
-    fn heartbeat(&self) -> alerts_response::Response {
-        alerts_response::Response::Heartbeat(Heartbeat {
-            journal: self.log.journal().to_owned(),
-            cursor: self.log.newest(),
-        })
-    }
-
-    /// Waits for the client to make room; false if it is gone.
-    async fn send(&self, response: alerts_response::Response) -> bool {
-        self.responses
-            .send(Ok(AlertsResponse {
-                response: Some(response),
-            }))
-            .await
-            .is_ok()
     }
 }

@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use monitor_api::v1::{
     AlertsRequest, AlertsResponse, ContainersRequest, ImageContentsRequest, ImagesRequest,
     StatusRequest,
-    alerts_request::{Now, Oldest, Start, start::Position},
+    alerts_request::{Acknowledged, Now, Oldest, Start, start::Position},
     alerts_response::{Expired, Response},
     monitor_client::MonitorClient,
 };
@@ -25,6 +25,8 @@ use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
+
+mod alerts;
 
 use super::{fixture::Fixture, *};
 use crate::alerts::AlertLog;
@@ -56,7 +58,9 @@ fn start(journal: &str, position: Option<Position>) -> AlertsRequest {
         start: Some(Start {
             journal: journal.to_owned(),
             position,
+            ..Start::default()
         }),
+        ..AlertsRequest::default()
     }
 }
 
@@ -81,6 +85,9 @@ async fn next(stream: &mut Streaming<AlertsResponse>) -> Result<String, Code> {
         Some(Response::Alert(alert)) => alert.cursor.to_string(),
         Some(Response::Heartbeat(heartbeat)) => format!("={}", heartbeat.cursor),
         Some(Response::Expired(Expired { from, before })) => format!("{from}..{before}"),
+        Some(Response::Gap(gap)) => format!("{}..{} {}", gap.from, gap.before, gap.reason),
+        Some(Response::JournalChanged(_)) => "another journal".to_owned(),
+        Some(Response::Acknowledged(acknowledged)) => format!("+{}", acknowledged.cursor),
         None => "end".to_owned(),
     })
 }
@@ -145,11 +152,26 @@ async fn a_start_that_makes_no_sense_is_refused() {
             "{first:?}"
         );
     };
-    check(AlertsRequest { start: None }, Err(Code::InvalidArgument)).await;
+    check(AlertsRequest::default(), Err(Code::InvalidArgument)).await;
     check(start("", None), Err(Code::InvalidArgument)).await;
     check(
-        start("another", Some(Position::After(0))),
-        Err(Code::FailedPrecondition),
+        start("", Some(Position::Acknowledged(Acknowledged {}))),
+        Err(Code::InvalidArgument),
+    )
+    .await;
+    let with = |change: fn(&mut Start)| {
+        let mut request = start("", Some(Position::After(0)));
+        request.start.iter_mut().for_each(change);
+        request
+    };
+    check(
+        with(|start| start.filter = "sevirity == 'low'".to_owned()),
+        Err(Code::InvalidArgument),
+    )
+    .await;
+    check(
+        with(|start| start.consumer = "a b".to_owned()),
+        Err(Code::InvalidArgument),
     )
     .await;
     check(start("", Some(Position::After(2))), Err(Code::OutOfRange)).await;

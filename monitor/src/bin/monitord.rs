@@ -30,6 +30,13 @@ enum Action {
         /// The file, TOML.
         file: PathBuf,
     },
+    /// Carry out a check of the daemon that started this.
+    #[command(hide = true)]
+    SelfCheck {
+        /// The cgroup to do it in; it is done here if left out.
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
+    },
 }
 
 #[derive(Args)]
@@ -131,6 +138,7 @@ fn main() -> ExitCode {
             .map_err(Into::into)
             .map(|config| println!("{config:#?}"))
             .map(|()| true),
+        Action::SelfCheck { cgroup } => agent::self_check(cgroup.as_deref()).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod cgroup;
 pub mod facts;
+pub mod hierarchy;
 pub mod identity;
 pub mod inventory;
 pub mod processes;

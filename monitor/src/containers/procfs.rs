@@ -66,7 +66,7 @@ fn device(text: &[u8]) -> Option<u32> {
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescaped(field: &[u8]) -> Vec<u8> {
+pub(super) fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((byte, after)) = rest.split_first() {

@@ -44,18 +44,27 @@ async fn read(
     options: &AlertsOptions,
     output: &mut Output<'_>,
 ) -> Result<(), Failure> {
-    let position = match options.since {
-        Some(cursor) => Position::After(cursor),
-        None => Position::Last(options.limit.unwrap_or(LAST_ALERTS)),
+    let (journal, position) = match &options.since {
+        Some(since) => (since.journal.clone(), Position::After(since.cursor)),
+        None => {
+            let last = options.limit.unwrap_or(LAST_ALERTS);
+            (String::new(), Position::Last(last))
+        }
     };
     let start = Start {
-        journal: String::new(),
+        journal: journal.clone(),
         position: Some(position),
+        filter: options.filter.clone().unwrap_or_default(),
+        ..Start::default()
     };
     // Held open: closing it says that the client has nothing more to say, which is true, but some
     // proxies take it for the end.
     let (send, requests) = mpsc::channel(1);
-    let first = send.send(AlertsRequest { start: Some(start) }).await;
+    let first = AlertsRequest {
+        start: Some(start),
+        ..AlertsRequest::default()
+    };
+    let first = send.send(first).await;
     first.map_err(|_| Failure::Failed("the request could not be queued".to_owned()))?;
     let mut stream = client
         .alerts(ReceiverStream::new(requests))
@@ -68,7 +77,8 @@ async fn read(
     let mut left = options.limit;
     // The last cursor that was there when reading began.
     let mut newest = None;
-    let mut read = options.since.unwrap_or(0);
+    let mut memory_only = String::new();
+    let mut read = 0;
     loop {
         if left == Some(0) || (!options.follow && newest.is_some_and(|newest| read >= newest)) {
             return Ok(());
@@ -94,21 +104,57 @@ async fn read(
                 left = left.map(|left| left.saturating_sub(1));
             }
             Some(Response::Heartbeat(heartbeat)) => {
-                newest.get_or_insert(heartbeat.cursor);
+                if newest.is_none() {
+                    newest = Some(heartbeat.cursor);
+                    if !journal.is_empty() && journal != heartbeat.journal {
+                        say(&format!(
+                            "the journal is {} now; what you had not read of {} is gone",
+                            safe(&heartbeat.journal),
+                            safe(&journal)
+                        ));
+                    }
+                }
+                if heartbeat.memory_only != memory_only {
+                    memory_only = heartbeat.memory_only;
+                    say(&match memory_only.as_str() {
+                        "" => "the journal is written again".to_owned(),
+                        reason => format!(
+                            "the journal cannot be written, alerts are in the daemon's memory alone: {}",
+                            safe(reason)
+                        ),
+                    });
+                }
+                read = heartbeat.position;
             }
             Some(Response::Expired(expired)) => {
                 read = expired.before.saturating_sub(1);
-                // On stderr, so that stdout holds alerts alone; a closed stderr loses only this.
-                let _ = writeln!(
-                    std::io::stderr(),
-                    "monitorctl: alerts {} to {read} are no longer kept",
+                say(&format!(
+                    "alerts {} to {read} are no longer kept",
                     expired.from
-                );
+                ));
             }
-            // A newer daemon says more.
-            None => {}
+            Some(Response::Gap(gap)) => {
+                read = gap.before.saturating_sub(1);
+                let why = match gap.reason.as_str() {
+                    "not_written" => {
+                        "were not written before the node stopped, or there were none".to_owned()
+                    }
+                    "damaged" => "cannot be read any more".to_owned(),
+                    other => format!("are missing: {}", safe(other)),
+                };
+                say(&format!("alerts {} to {read} {why}", gap.from));
+            }
+            // The first heartbeat has said it.
+            Some(Response::JournalChanged(_)) => {}
+            // Not asked for, or a newer daemon says more.
+            Some(Response::Acknowledged(_)) | None => {}
         }
     }
+}
+
+/// On stderr, so that stdout holds alerts alone; a closed stderr loses only this.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "monitorctl: {text}");
 }
 
 const CURSOR_WIDTH: usize = 6;

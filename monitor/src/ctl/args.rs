@@ -1,8 +1,9 @@
 //! The command line.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, num::ParseIntError, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use jiff::Timestamp;
 
 use super::Failure;
 use crate::api::Address;
@@ -74,6 +75,8 @@ Examples:
   monitorctl alerts                       the last 100
   monitorctl alerts --since 0             all that the daemon still has
   monitorctl alerts --since 4711 --follow all after cursor 4711, and what comes
+  monitorctl alerts --since 01J…/4711     the same, and told if the journal is another one by now
+  monitorctl alerts --filter 'severity == \"critical\" && container.name == \"web\"'
   monitorctl alerts --follow -o json | jq 'select(.severity == \"critical\")'"
     )]
     Alerts(AlertsOptions),
@@ -90,6 +93,27 @@ Examples:
     Image(ImageCommand),
 }
 
+/// A cursor, and the journal it is of if that was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Since {
+    /// Empty if it was not said.
+    pub journal: String,
+    /// The last alert that the user has.
+    pub cursor: u64,
+}
+
+impl FromStr for Since {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (journal, cursor) = text.split_once('/').unwrap_or(("", text));
+        Ok(Self {
+            journal: journal.to_owned(),
+            cursor: cursor.parse()?,
+        })
+    }
+}
+
 /// Which alerts.
 #[derive(Debug, Args)]
 pub struct AlertsOptions {
@@ -97,9 +121,14 @@ pub struct AlertsOptions {
     #[arg(short, long)]
     pub follow: bool,
 
-    /// Start after this cursor: the last one you have; 0 is before the first
-    #[arg(long, value_name = "CURSOR")]
-    pub since: Option<u64>,
+    /// Start after this cursor: the last one you have; 0 is before the first. With the journal's
+    /// name before it you are told if the journal is another one by now
+    #[arg(long, value_name = "[JOURNAL/]CURSOR")]
+    pub since: Option<Since>,
+
+    /// Only alerts for which this expression in CEL over the alert's JSON is true
+    #[arg(long, value_name = "CEL")]
+    pub filter: Option<String>,
 
     /// End after this many alerts
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -122,6 +151,32 @@ Examples:
         #[arg(value_name = "CONTAINER")]
         container: String,
     },
+
+    /// When a container was watched and when not, also one that is gone
+    #[command(after_help = "\
+Examples:
+  monitorctl container coverage web
+  monitorctl container coverage web --from 2026-11-22T03:00:00Z --to 2026-11-22T04:00:00Z
+  monitorctl container coverage web -o json | jq 'select(.state == \"gap\")'")]
+    Coverage {
+        /// Its id, a unique beginning of it, or its name
+        #[arg(value_name = "CONTAINER")]
+        container: String,
+
+        /// From when on, RFC 3339; since it was created if left out
+        #[arg(long, value_name = "T", value_parser = read_time)]
+        from: Option<Timestamp>,
+
+        /// Until when, RFC 3339; until now if left out
+        #[arg(long, value_name = "T", value_parser = read_time)]
+        to: Option<Timestamp>,
+    },
+}
+
+/// A time on the command line.
+fn read_time(text: &str) -> Result<Timestamp, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is no time; give one as 2026-11-22T03:20:14Z"))
 }
 
 /// What to do with images.

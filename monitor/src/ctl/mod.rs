@@ -4,6 +4,7 @@
 
 mod alerts;
 pub mod args;
+mod coverage;
 mod failure;
 mod inventory;
 mod output;
@@ -15,12 +16,12 @@ use std::{io::Write, time::Duration};
 
 use monitor_api::{
     MESSAGE_BYTES_MAX,
-    v1::{StatusRequest, monitor_client::MonitorClient},
+    v1::{CoverageRequest, StatusRequest, monitor_client::MonitorClient},
 };
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::api::Address;
+use crate::{alerts::build::timestamp, api::Address};
 pub use args::{Arguments, Format};
 use args::{Command, ContainerCommand, ImageCommand};
 pub use failure::Failure;
@@ -55,6 +56,18 @@ pub async fn run(
         }
         Command::Container(ContainerCommand::Show { container }) => {
             answered(inventory::container(&mut client, &container, &mut output)).await
+        }
+        Command::Container(ContainerCommand::Coverage {
+            container,
+            from,
+            to,
+        }) => {
+            let request = CoverageRequest {
+                container,
+                from: from.map(timestamp),
+                to: to.map(timestamp),
+            };
+            answered(coverage::run(&mut client, request, &mut output)).await
         }
         Command::Image(ImageCommand::List) => {
             answered(inventory::images(&mut client, &mut output)).await

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use monitor_api::{
     json,
-    v1::{Status, status::Hook},
+    v1::{
+        Status,
+        status::{Hook, SelfCheck},
+    },
 };
 
 use super::{Client, Failure, Output, inventory::print_facts, output::time, status_of};
@@ -47,7 +50,7 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push((
             "judged",
             format!(
-                "{} of the image, {} with changed metadata, {} the runtime's, {} the host's, {} compiled at run time, {} bytecode caches, {} data, {} not comparable, {} only noted",
+                "{} of the image, {} with changed metadata, {} the runtime's, {} the host's, {} compiled at run time, {} bytecode caches, {} data, {} not comparable, {} connects, {} only noted",
                 events.image,
                 events.metadata_changed,
                 events.runtime,
@@ -56,6 +59,7 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
                 events.caches,
                 events.data,
                 events.unverifiable,
+                events.peers,
                 events.noted
             ),
         ));
@@ -65,6 +69,12 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
             "held files",
             format!("{}, {} queue overflows", held.files, held.queue_overflows),
         ));
+    }
+    if let Some(coverage) = &status.coverage {
+        facts.push(("gaps", coverage.gaps.to_string()));
+        if let Some(check) = &coverage.self_check {
+            facts.push(("self-check", self_check_fact(check)));
+        }
     }
     if let Some(containerd) = &status.containerd {
         let state = if containerd.connected {
@@ -86,10 +96,30 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push((
             "journal",
             format!(
-                "{}, cursors {} to {}",
-                alerts.journal, alerts.oldest_cursor, alerts.newest_cursor
+                "{}, cursors {} to {}, durable to {}, {} KiB",
+                alerts.journal,
+                alerts.oldest_cursor,
+                alerts.newest_cursor,
+                alerts.durable_cursor,
+                alerts.journal_bytes / 1024
             ),
         ));
+        if !alerts.memory_only.is_empty() {
+            facts.push((
+                "journal fault",
+                format!(
+                    "not written since {}: {}; alerts are in memory alone, {} lost",
+                    time(alerts.memory_only_since.as_ref()),
+                    alerts.memory_only,
+                    alerts.lost
+                ),
+            ));
+        }
+        let mut consumers: Vec<_> = alerts.consumers.iter().collect();
+        consumers.sort_unstable();
+        for (name, cursor) in consumers {
+            facts.push(("consumer", format!("{name} acknowledged to {cursor}")));
+        }
     }
     if let Some(api) = &status.api {
         facts.push((
@@ -109,6 +139,22 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         format!("{} KiB resident", status.memory_resident_bytes / 1024),
     ));
     facts
+}
+
+fn self_check_fact(check: &SelfCheck) -> String {
+    let last = match &check.last_success {
+        Some(last) => format!("last seen {}", time(Some(last))),
+        None => "not seen yet".to_owned(),
+    };
+    let (succeeded, missed) = (check.succeeded, check.missed);
+    let mut fact = format!("{last}; {succeeded} seen, {missed} missed");
+    if check.failed > 0 {
+        fact = format!("{fact}, {} not done", check.failed);
+    }
+    if !check.error.is_empty() {
+        fact = format!("{fact}: {}", check.error);
+    }
+    fact
 }
 
 fn hook_fact(hook: &Hook) -> String {

@@ -197,15 +197,34 @@ async fn inventory_is_a_table_or_one_object_a_line() {
     assert!(table.contains("sha256:aaaaaaaaaaaa "), "{table}");
     assert_eq!(table, printed(&fixture, &["containers"]).await);
 
-    let json = printed(&fixture, &["container", "list", "-o", "json"]).await;
-    assert_eq!(json.lines().count(), 2);
-    let first: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+    let list = printed(&fixture, &["container", "list", "-o", "json"]).await;
+    assert_eq!(list.lines().count(), 2);
+    let first: serde_json::Value = serde_json::from_str(list.lines().next().unwrap()).unwrap();
     assert_eq!((&first["id"], &first["pid"]), (&"c1".into(), &42.into()));
 
+    let coverage = [
+        "container",
+        "coverage",
+        "web",
+        "--from",
+        "1970-01-01T00:00:50Z",
+    ];
+    let table = printed(&fixture, &coverage).await;
+    assert!(table.contains("1970-01-01T00:00:50"), "{table}");
+    assert!(
+        table.contains("7 exec") && table.contains("7 ring_full"),
+        "{table}"
+    );
+    let json = printed(&fixture, &[&coverage[..], &["-o", "json"]].concat()).await;
+    assert_eq!(json.lines().count(), 2, "{json}");
+    assert!(
+        json.contains(r#""causes":{"ring_full":7}"#) && json.contains(r#""id":"c1""#),
+        "{json}"
+    );
     let show = printed(&fixture, &["container", "show", "web", "-o", "json"]).await;
     assert_eq!(
         show.lines().collect::<Vec<_>>(),
-        [json.lines().next().unwrap()]
+        [list.lines().next().unwrap()]
     );
 
     let contents = printed(&fixture, &["image", "contents", "web", "-o", "json"]).await;
@@ -225,6 +244,7 @@ async fn the_exit_status_says_how_it_ended() {
     };
     check(&["container", "show", "c"], 1).await;
     check(&["container", "show", "another"], 1).await;
+    check(&["container", "coverage", "another"], 1).await;
     check(&["image", "contents", "another"], 1).await;
     check(&["image", "contents", "corrupt"], 4).await;
     check(&["alerts", "--since", "7"], 4).await;
@@ -249,6 +269,10 @@ fn a_wrong_command_line_is_told_in_one_line() {
     check(&[], "a command is missing");
     check(&["container"], "a command is missing");
     check(&["container", "show"], "<CONTAINER>");
+    check(
+        &["container", "coverage", "web", "--to", "noon"],
+        "\"noon\" is no time",
+    );
     check(&["profile", "list"], "unrecognized subcommand 'profile'");
     check(&["alerts", "--since", "x"], "--since");
     check(&["alerts", "--limit", "0"], "--limit");

@@ -62,6 +62,7 @@ fn about(
         message,
         process: None,
         file: None,
+        connection: None,
         details: Some(details),
         hook: None,
     }

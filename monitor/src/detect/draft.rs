@@ -10,7 +10,7 @@ use crate::{
     containers::processes::{Origin, Program},
     digest::Digest,
     image::layer::EntryKind,
-    sensor::event::FileUse,
+    sensor::event::Process,
 };
 
 /// A finding while it is put together.
@@ -48,12 +48,13 @@ pub(super) fn raise_about<'a, 'b>(
         },
         message: format!("{} {said}", monitor_api::bytes::escape(subject.path)),
         process: Some(process_of(
-            facts.used,
+            &facts.used.process,
             facts.origin,
             facts.program,
-            facts.ancestors.clone(),
+            &facts.ancestors,
         )),
         file: None,
+        connection: None,
         details: match subject.bytes {
             Bytes::Gone(reason) => Some(reason.clone()),
             Bytes::Hashed(_) | Bytes::Touched(_) | Bytes::Remembered => None,
@@ -80,15 +81,15 @@ pub(super) fn raise_about<'a, 'b>(
     }
 }
 
-/// What a finding says of the process that used a file.
+/// What is said of a process.
 pub fn process_of(
-    used: &FileUse,
+    process: &Process,
     origin: Origin,
     program: Option<&Program>,
-    ancestors: Vec<Vec<u8>>,
+    ancestors: &[Vec<u8>],
 ) -> ProcessFinding {
     ProcessFinding {
-        process: used.process.clone(),
+        process: process.clone(),
         origin,
         executable: program
             .map(|program| program.executable.clone())
@@ -97,7 +98,7 @@ pub fn process_of(
             .map(|program| program.arguments.clone())
             .unwrap_or_default(),
         arguments_truncated: program.is_some_and(|program| program.arguments_truncated),
-        ancestors,
+        ancestors: ancestors.to_vec(),
     }
 }
 

@@ -19,11 +19,15 @@ use crate::{
     },
     digest::Sha256,
     image::{
+        capability::FileCapability,
         contents::{Contents, Found},
         layer::EntryKind,
     },
     sensor::event::{FileFacts, FileUse},
 };
+
+/// Set-user-ID and set-group-ID.
+const SET_ID: u32 = 0o6000;
 
 /// Everything a verdict on a use of a file depends on.
 #[derive(Clone)]
@@ -44,6 +48,8 @@ pub struct UseFacts<'a> {
     pub bytes: &'a Bytes,
     /// Its first bytes; empty if they could not be read.
     pub head: &'a [u8],
+    /// What executing it gave, by its file capabilities.
+    pub capability: Option<FileCapability>,
     /// Names of the files that the process has mapped executable; only for memory without a file.
     pub libraries: &'a [Vec<u8>],
     /// What the process executes; `None` if it did not execute anything since it is watched.
@@ -219,7 +225,14 @@ fn host_namespace(facts: &UseFacts<'_>) -> Judgement {
 }
 
 fn anonymous(facts: &UseFacts<'_>) -> Judgement {
-    if jit::is_compiler(facts.program, facts.libraries) {
+    let may_compile = || match facts.expected {
+        // Of a process that has ended already it is not known what it had mapped.
+        Expected::Verified(contents) if facts.libraries.is_empty() => {
+            jit::may_be_compiler(facts.program, contents.entries().map(|(path, _)| path))
+        }
+        _ => false,
+    };
+    if jit::is_compiler(facts.program, facts.libraries) || may_compile() {
         return Judgement::Jit;
     }
     let said = "memory was written and then made executable by a program that is no known compiler: code that no file of the image holds";
@@ -267,8 +280,11 @@ fn lower(facts: &UseFacts<'_>) -> Judgement {
     let contradiction = "the file was used from an unpacked layer on this node, and its bytes differ from the layer blob: the layer was edited on the host";
     let subject = Subject::of(facts);
     match Comparison::of(&subject, contents) {
-        Comparison::Same if matches!(facts.bytes, Bytes::Hashed(_)) => Judgement::Confirmed,
-        Comparison::Same => Judgement::Good(FileVerdict::Image),
+        Comparison::Same(found) if gives_more(facts, &found) => privileged(facts, &subject, &found)
+            .details("the unpacked layer was edited on the host".to_owned())
+            .done(),
+        Comparison::Same(_) if matches!(facts.bytes, Bytes::Hashed(_)) => Judgement::Confirmed,
+        Comparison::Same(_) => Judgement::Good(FileVerdict::Image),
         // Deleted while it ran, so that its path is no longer its name in the image.
         Comparison::Absent if facts.used.file.unlinked => Judgement::Good(FileVerdict::Image),
         comparison => differs(facts, facts.role, &subject, comparison)
@@ -300,10 +316,13 @@ fn writable(facts: &UseFacts<'_>) -> Judgement {
             let reason = "it lies where the interpreter keeps its own bytecode of a source of the image, and its bytes could not be read";
             unverifiable(facts, facts.role, &subject, reason)
         }
-        Comparison::Same => {
+        Comparison::Same(found) => {
             if let Bytes::Touched(_) = facts.bytes {
                 let reason = "the file was copied up and changed after it was used; what it holds now is the image's";
                 return unverifiable(facts, facts.role, &subject, reason);
+            }
+            if gives_more(facts, &found) {
+                return privileged(facts, &subject, &found).done();
             }
             Judgement::Good(if facts.used.file.facts.flags & FILE_OVERLAY != 0 {
                 FileVerdict::MetadataChanged
@@ -317,6 +336,36 @@ fn writable(facts: &UseFacts<'_>) -> Judgement {
         }
         comparison => differs(facts, facts.role, &subject, comparison).done(),
     }
+}
+
+/// Whether executing the file gives more than the image's file would. One that gives less, as chown
+/// leaves it, is changed in metadata only.
+fn gives_more(facts: &UseFacts<'_>, found: &Found<'_>) -> bool {
+    let set_id = facts.used.file.facts.mode & SET_ID & !u32::from(found.mode);
+    let expected = found.capability.unwrap_or_default();
+    let is_capable = facts.capability.is_some_and(|seen| seen.exceeds(&expected));
+    facts.role == Role::Program && (set_id != 0 || is_capable)
+}
+
+fn privileged<'a, 'b>(
+    facts: &'b UseFacts<'a>,
+    subject: &Subject<'_>,
+    found: &Found<'_>,
+) -> Draft<'a, 'b> {
+    let said = "was executed with a set-user-ID bit, a set-group-ID bit or file capabilities that its image does not give it";
+    let seen = facts.used.file.facts.mode & 0o7777;
+    raise_about(facts, subject, facts.role.modified(), FileVerdict::Modified, said)
+        .expected(found.layer, &found.kind)
+        .details(format!(
+            "the bytes are the image's; mode {seen:04o} instead of {:04o}, capabilities {} instead of {}",
+            found.mode,
+            shown(facts.capability),
+            shown(found.capability),
+        ))
+}
+
+fn shown(capability: Option<FileCapability>) -> String {
+    capability.map_or_else(|| "none".to_owned(), |capability| capability.to_string())
 }
 
 /// The file that a finding is about.
@@ -355,7 +404,7 @@ impl<'a> Subject<'a> {
 /// A file beside what the image has at its path.
 pub(super) enum Comparison<'a> {
     /// The same bytes.
-    Same,
+    Same(Found<'a>),
     /// The image has nothing there.
     Absent,
     /// The same length, and the bytes could not be read.
@@ -372,7 +421,7 @@ impl<'a> Comparison<'a> {
             return Self::Absent;
         };
         match (&found.kind, subject.bytes.sha256()) {
-            (EntryKind::File { sha256, .. }, Some(seen)) if *sha256 == seen => Self::Same,
+            (EntryKind::File { sha256, .. }, Some(seen)) if *sha256 == seen => Self::Same(found),
             (EntryKind::File { size, .. }, None) if *size == subject.size => Self::Unread,
             (EntryKind::File { .. }, _) => Self::Other(found),
             _ => Self::NoFile(found),
@@ -404,7 +453,7 @@ pub(super) fn differs<'a, 'b>(
         Comparison::Other(found) => modified("with other bytes than its image holds", &found),
         Comparison::NoFile(found) => modified("where its image holds no file", &found)
             .details("the image holds something other than a regular file at this path".to_owned()),
-        Comparison::Same | Comparison::Unread | Comparison::Absent => {
+        Comparison::Same(_) | Comparison::Unread | Comparison::Absent => {
             // A copy of one of the image's own files is drift, but brings no foreign code.
             let is_copy = match (facts.expected, subject.bytes.sha256()) {
                 (Expected::Verified(contents), Some(seen)) => contents.find_bytes(&seen).is_some(),

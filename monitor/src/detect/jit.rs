@@ -106,10 +106,23 @@ pub fn is_compiler(program: Option<&Program>, libraries: &[Vec<u8>]) -> bool {
         .filter(|name| !name.is_empty())
         .chain(PROGRAMS.iter().copied());
     programs.any(|name| begins(program.name(), name))
-        || libraries.iter().any(|library| {
-            let library = name(library);
-            LIBRARIES.iter().any(|known| begins(library, known))
-        })
+        || libraries.iter().any(|library| is_compiling(library))
+}
+
+/// The same of a process of which it is not known what it has mapped: its image holds a library that
+/// compiles.
+pub fn may_be_compiler(
+    program: Option<&Program>,
+    mut image: impl Iterator<Item = Vec<u8>>,
+) -> bool {
+    program.is_some_and(Program::is_of_image) && image.any(|path| is_compiling(&path))
+}
+
+fn is_compiling(library: &[u8]) -> bool {
+    let library = name(library);
+    LIBRARIES
+        .iter()
+        .any(|known| library.starts_with(known.as_bytes()))
 }
 
 /// Shared memory without a file (`shmem_zero_setup`, hugetlb) has these paths in the kernel's own
@@ -165,6 +178,19 @@ mod tests {
         check("/usr/bin/python3.11", &["/lib/libffi.so.8"], true);
         check("/tmp/x", &[], false);
         assert!(!is_compiler(None, &[b"/lib/libffi.so.8".to_vec()]));
+
+        let program = program("/bin/x", "x");
+        let image = |library: &str| std::iter::once(library.as_bytes().to_vec());
+        assert!(may_be_compiler(
+            Some(&program),
+            image("/lib/libLLVM-14.so.1")
+        ));
+        assert!(!may_be_compiler(Some(&program), image("/lib/libc.so.6")));
+        program.judged(false);
+        assert!(!may_be_compiler(
+            Some(&program),
+            image("/lib/libLLVM-14.so.1")
+        ));
     }
 
     #[test]

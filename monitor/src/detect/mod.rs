@@ -1,5 +1,6 @@
 //! Facts to findings: every rule, and no I/O.
 
+pub mod connect;
 pub mod container;
 pub mod draft;
 pub mod file;
@@ -50,6 +51,8 @@ pub enum Kind {
     ImageUnknown,
     /// Bytes could not be compared.
     ContentUnverifiable,
+    /// A peer was reached for that hands out credentials or rules over containers.
+    ConnectSensitive,
 }
 
 impl Kind {
@@ -71,6 +74,7 @@ impl Kind {
             Self::ImageFileModified => "image_file_modified",
             Self::ImageUnknown => "image_unknown",
             Self::ContentUnverifiable => "content_unverifiable",
+            Self::ConnectSensitive => "connect_sensitive",
         }
     }
 }
@@ -179,6 +183,8 @@ pub struct Finding {
     pub process: Option<ProcessFinding>,
     /// The file, for findings about one.
     pub file: Option<FileFinding>,
+    /// The peer, for findings about one.
+    pub connection: Option<connect::ConnectionFinding>,
     /// What more there is to say (why unverifiable, what contradicts).
     pub details: Option<String>,
     /// Which hook saw it (`tracepoint`).

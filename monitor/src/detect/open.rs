@@ -180,6 +180,7 @@ pub fn judge(
             hash_state: HashState::NotRead,
             same_bytes_as: None,
         }),
+        connection: None,
         details: None,
         hook: Some(hook),
     })

@@ -50,7 +50,7 @@ pub fn judge(facts: &UseFacts<'_>, participant: &Participant) -> Judgement {
         return differs(facts, role, &subject, Comparison::Absent).done();
     }
     match Comparison::of(&subject, contents) {
-        Comparison::Same => Judgement::Good(FileVerdict::Image),
+        Comparison::Same(_) => Judgement::Good(FileVerdict::Image),
         // Of a layer, so most probably the image's; no more than that could be found out.
         Comparison::Unread | Comparison::Other(_) if participant.is_layer && seen.is_none() => {
             Judgement::Unverifiable

@@ -2,7 +2,7 @@
 
 mod report;
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use monitor_common::Hook;
 use nix::sys::utsname::uname;
@@ -11,6 +11,7 @@ pub use self::report::{Line, Report, State};
 use crate::{
     config::Config,
     containerd,
+    containers::hierarchy::Hierarchy,
     sensor::{
         Sensor, SensorError,
         hold::Holder,
@@ -83,21 +84,13 @@ fn fanotify() -> Line {
 }
 
 fn cgroups() -> Line {
-    const MOUNTS: &str = "/proc/self/mountinfo";
-    let found = fs::read_to_string(MOUNTS).map(|mounts| {
-        mounts.lines().find_map(|line| {
-            let (place, kind) = line.split_once(" - ")?;
-            kind.starts_with("cgroup2 ")
-                .then(|| place.split(' ').nth(4).map(str::to_owned))?
-        })
-    });
-    match found {
-        Ok(Some(place)) => Line::good("cgroups", format!("v2 hierarchy at {place}")),
-        Ok(None) => Line::failed(
-            "cgroups",
-            "no cgroup v2 hierarchy is mounted: events name their cgroup in it. Mount one, also beside v1 (mount -t cgroup2 none /sys/fs/cgroup/unified)",
-        ),
-        Err(error) => Line::failed("cgroups", format!("cannot read {MOUNTS}: {error}")),
+    match Hierarchy::find() {
+        Ok(found) => {
+            let beside = if found.is_hybrid { ", beside v1" } else { "" };
+            let place = found.place.display();
+            Line::good("cgroups", format!("v2 hierarchy at {place}{beside}"))
+        }
+        Err(error) => Line::failed("cgroups", error.to_string()),
     }
 }
 

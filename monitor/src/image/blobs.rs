@@ -86,6 +86,8 @@ pub(super) struct BlobReader {
     stream: BlobStream,
     chunk: Bytes,
     ended: bool,
+    // Decoders wrap what they were given, so that it is told again at the end.
+    broken: Option<BlobError>,
     hash: sha2::Sha256,
 }
 
@@ -97,6 +99,7 @@ impl BlobReader {
             stream,
             chunk: Bytes::new(),
             ended: false,
+            broken: None,
             hash: sha2::Sha256::new(),
         }
     }
@@ -117,11 +120,18 @@ impl BlobReader {
     }
 
     fn pull(&mut self) -> io::Result<Option<Bytes>> {
+        if let Some(error) = &self.broken {
+            return Err(io::Error::other(error.clone()));
+        }
         if self.ended {
             return Ok(None);
         }
         let chunk = self.runtime.block_on(next(&mut self.stream));
-        match chunk.map_err(io::Error::other)? {
+        let chunk = chunk.map_err(|error| {
+            self.broken = Some(error.clone());
+            io::Error::other(error)
+        })?;
+        match chunk {
             Some(chunk) => {
                 self.hash.update(&chunk);
                 Ok(Some(chunk))

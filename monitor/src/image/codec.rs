@@ -6,11 +6,14 @@
 
 use sha2::Digest as _;
 
-use super::layer::{BuildError, Entry, EntryKind, Layer, LayerBuilder, Metadata};
+use super::{
+    capability::FileCapability,
+    layer::{BuildError, Entry, EntryKind, Layer, LayerBuilder, Metadata},
+};
 use crate::digest::{Digest, Sha256};
 
 /// Grows with every change of the format; files of another version are rebuilt.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Bytes of a file; a longer one is no layer. Twice the longest text leaves room for the entries.
 pub(super) const FILE_BYTES_MAX: u64 = 512 << 20;
@@ -28,6 +31,9 @@ const HARDLINK: u8 = 7;
 
 const OPAQUE: u8 = 1;
 const IMPLIED: u8 = 2;
+const CAPABLE: u8 = 1;
+const EFFECTIVE: u8 = 2;
+const CAPABLE_EFFECTIVE: u8 = CAPABLE | EFFECTIVE;
 
 /// Bytes are not a layer that this version wrote.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -76,7 +82,14 @@ pub(super) fn encode(layer: &Layer) -> Vec<u8> {
                     EntryKind::BlockDevice { .. } => BLOCK_DEVICE,
                     EntryKind::Fifo => FIFO,
                 };
-                (kind, 0, Some(metadata))
+                let flags = match metadata.capability {
+                    None => 0,
+                    Some(FileCapability {
+                        effective: true, ..
+                    }) => CAPABLE | EFFECTIVE,
+                    Some(_) => CAPABLE,
+                };
+                (kind, flags, Some(metadata))
             }
         };
         body.extend_from_slice(&[kind, flags]);
@@ -85,6 +98,10 @@ pub(super) fn encode(layer: &Layer) -> Vec<u8> {
             body.extend_from_slice(&metadata.mode.to_le_bytes());
             body.extend_from_slice(&metadata.uid.to_le_bytes());
             body.extend_from_slice(&metadata.gid.to_le_bytes());
+            if let Some(capability) = metadata.capability {
+                body.extend_from_slice(&capability.permitted.to_le_bytes());
+                body.extend_from_slice(&capability.inheritable.to_le_bytes());
+            }
         }
         match entry {
             Entry::Hardlink { target }
@@ -194,6 +211,7 @@ impl<'a> Input<'a> {
             mode,
             uid: self.number()?,
             gid: self.number()?,
+            capability: None,
         })
     }
 
@@ -213,10 +231,18 @@ impl<'a> Input<'a> {
                     metadata,
                 });
             }
-            (FILE | SYMLINK | CHAR_DEVICE | BLOCK_DEVICE | FIFO, 0) => {}
+            (FILE, 0 | CAPABLE | CAPABLE_EFFECTIVE)
+            | (SYMLINK | CHAR_DEVICE | BLOCK_DEVICE | FIFO, 0) => {}
             _ => return Err(DecodeError::Kind(kind, flags)),
         }
-        let metadata = self.metadata()?;
+        let mut metadata = self.metadata()?;
+        if flags & CAPABLE != 0 {
+            metadata.capability = Some(FileCapability {
+                permitted: u64::from_le_bytes(self.array()?),
+                inheritable: u64::from_le_bytes(self.array()?),
+                effective: flags & EFFECTIVE != 0,
+            });
+        }
         let kind = match kind {
             FILE => EntryKind::File {
                 size: u64::from_le_bytes(self.array()?),

@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use super::layer::{Entry, EntryKind, Layer, Metadata, PATH_BYTES_MAX, compare, is_within};
+use super::{
+    capability::FileCapability,
+    layer::{Entry, EntryKind, Layer, Metadata, PATH_BYTES_MAX, compare, is_within},
+};
 use crate::{
     containers::ImageId,
     digest::{Digest, Sha256},
@@ -32,6 +35,8 @@ pub struct Found<'a> {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// What executing it gives; only of files.
+    pub capability: Option<FileCapability>,
     /// Diff ID of the layer that holds it: the topmost for a directory.
     pub layer: Digest,
 }
@@ -217,7 +222,12 @@ fn found_in<'a>(
             let kept = || {
                 let lower = lookup_in(below, path)?;
                 let Found { mode, uid, gid, .. } = lower;
-                (lower.kind == EntryKind::Directory).then_some(Metadata { mode, uid, gid })
+                (lower.kind == EntryKind::Directory).then_some(Metadata {
+                    mode,
+                    uid,
+                    gid,
+                    capability: None,
+                })
             };
             let metadata = metadata.or_else(kept).unwrap_or(Metadata::IMPLIED);
             Some(found(EntryKind::Directory, metadata, layer.diff_id()))
@@ -284,6 +294,7 @@ fn found(kind: EntryKind<'_>, metadata: Metadata, layer: Digest) -> Found<'_> {
         mode: metadata.mode,
         uid: metadata.uid,
         gid: metadata.gid,
+        capability: metadata.capability,
         layer,
     }
 }

@@ -1,6 +1,7 @@
 //! The directory that keeps layers: one file for each, named by its diff ID.
 
 use std::{
+    collections::HashSet,
     fs::{self, DirBuilder, File},
     io::{self, Read as _, Write as _},
     os::unix::fs::DirBuilderExt as _,
@@ -14,8 +15,8 @@ use super::{
 };
 use crate::digest::Digest;
 
-/// Bytes of all files. When they are more, those not used for the longest time are removed; a layer
-/// that is needed again is read from its blob.
+/// Bytes of all files. When they are more, those not used for the longest time are removed, save what
+/// is in use; a layer that is needed again is read from its blob.
 const DIRECTORY_BYTES_MAX: u64 = 2 << 30;
 
 const EXTENSION: &str = "layer";
@@ -76,13 +77,16 @@ impl LayerFiles {
         Ok(Some(layer))
     }
 
-    /// Removes a file that `load` refused.
-    pub(super) fn remove(&self, diff_id: &Digest) -> io::Result<()> {
-        fs::remove_file(self.path(diff_id))
+    /// Removes a kept layer; false if there is none.
+    pub(super) fn remove(&self, diff_id: &Digest) -> io::Result<bool> {
+        match fs::remove_file(self.path(diff_id)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            removed => removed.map(|()| true),
+        }
     }
 
-    /// Keeps a layer: the file is there whole, or not at all.
-    pub(super) fn save(&self, layer: &Layer) -> io::Result<()> {
+    /// Keeps a layer: the file is there whole, or as it was before. Layers `in_use` make no room.
+    pub(super) fn save(&self, layer: &Layer, in_use: &HashSet<Digest>) -> io::Result<()> {
         let mut file = tempfile::Builder::new()
             .prefix(".")
             .tempfile_in(&self.directory)?;
@@ -91,7 +95,7 @@ impl LayerFiles {
         file.persist(self.path(&layer.diff_id()))
             .map_err(|error| error.error)?;
         File::open(&self.directory)?.sync_all()?;
-        self.trim(DIRECTORY_BYTES_MAX)
+        self.trim(DIRECTORY_BYTES_MAX, in_use)
     }
 
     /// Number of kept layers.
@@ -99,13 +103,17 @@ impl LayerFiles {
         Ok(self.list()?.len())
     }
 
-    pub(super) fn trim(&self, bytes_max: u64) -> io::Result<()> {
+    pub(super) fn trim(&self, bytes_max: u64, in_use: &HashSet<Digest>) -> io::Result<()> {
+        let in_use: HashSet<PathBuf> = in_use.iter().map(|diff_id| self.path(diff_id)).collect();
         let mut files = self.list()?;
         let mut bytes: u64 = files.iter().map(|(_, length, _)| length).sum();
         files.sort_unstable();
         for (_, length, path) in files {
             if bytes <= bytes_max {
                 break;
+            }
+            if in_use.contains(&path) {
+                continue;
             }
             fs::remove_file(path)?;
             bytes -= length;

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use super::capability::FileCapability;
 use crate::digest::{Digest, Sha256};
 
 /// Bytes of a path, as in the kernel (`PATH_MAX`); a layer with a longer one is refused.
@@ -48,7 +49,7 @@ pub enum EntryKind<'a> {
     Fifo,
 }
 
-/// Mode and owner of an entry.
+/// Mode, owner and capabilities of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metadata {
     /// Permission bits with set-user-ID, set-group-ID and sticky (`0o7777`).
@@ -57,6 +58,8 @@ pub struct Metadata {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// What executing it gives; only of files.
+    pub capability: Option<FileCapability>,
 }
 
 impl Metadata {
@@ -65,6 +68,7 @@ impl Metadata {
         mode: 0o755,
         uid: 0,
         gid: 0,
+        capability: None,
     };
 }
 
@@ -83,7 +87,7 @@ pub enum Entry<'a> {
     Node {
         /// Never [`EntryKind::Directory`].
         kind: EntryKind<'a>,
-        /// Mode and owner.
+        /// Mode, owner and capabilities.
         metadata: Metadata,
     },
     /// A hard link to a path that this layer does not hold: the same as that path in the layers
@@ -118,7 +122,9 @@ enum Kind {
 struct Record {
     path: Text,
     kind: Kind,
-    metadata: Metadata,
+    mode: u16,
+    uid: u32,
+    gid: u32,
 }
 
 /// The entries of one layer. Paths are relative to the root, without a leading `/`, and raw
@@ -129,6 +135,8 @@ pub struct Layer {
     text: Box<[u8]>,
     records: Box<[Record]>,
     by_sha256: Box<[u32]>,
+    // Apart, by index in order, since few files have any.
+    capabilities: Box<[(u32, FileCapability)]>,
 }
 
 impl Layer {
@@ -153,6 +161,7 @@ impl Layer {
             + self.text.len()
             + size_of_val(&*self.records)
             + size_of_val(&*self.by_sha256)
+            + size_of_val(&*self.capabilities)
     }
 
     /// What it says about a path, relative to the root.
@@ -160,22 +169,18 @@ impl Layer {
         let found = self
             .records
             .binary_search_by(|record| compare(self.text(record.path), path));
-        self.records
-            .get(found.ok()?)
-            .map(|record| self.entry(record))
+        self.at(found.ok()?).map(|(_, entry)| entry)
     }
 
     /// The entry at an index, in the order of [`compare`].
     pub fn at(&self, index: usize) -> Option<(&[u8], Entry<'_>)> {
         let record = self.records.get(index)?;
-        Some((self.text(record.path), self.entry(record)))
+        Some((self.text(record.path), self.entry(index, record)))
     }
 
     /// All entries, in the order of [`compare`].
     pub fn entries(&self) -> impl Iterator<Item = (&[u8], Entry<'_>)> {
-        self.records
-            .iter()
-            .map(|record| (self.text(record.path), self.entry(record)))
+        (0..self.records.len()).filter_map(|index| self.at(index))
     }
 
     /// Paths of the files with these bytes, in the order of [`compare`].
@@ -199,12 +204,25 @@ impl Layer {
         }
     }
 
+    fn capability(&self, index: usize) -> Option<FileCapability> {
+        let index = u32::try_from(index).ok()?;
+        let found = self
+            .capabilities
+            .binary_search_by_key(&index, |(index, _)| *index);
+        self.capabilities.get(found.ok()?).map(|(_, found)| *found)
+    }
+
     fn text(&self, text: Text) -> &[u8] {
         slice(&self.text, text)
     }
 
-    fn entry(&self, record: &Record) -> Entry<'_> {
-        let metadata = record.metadata;
+    fn entry(&self, index: usize, record: &Record) -> Entry<'_> {
+        let metadata = Metadata {
+            mode: record.mode,
+            uid: record.uid,
+            gid: record.gid,
+            capability: self.capability(index),
+        };
         let kind = match record.kind {
             Kind::File { size, sha256 } => EntryKind::File { size, sha256 },
             Kind::Directory { opaque, implied } => {
@@ -271,6 +289,7 @@ pub(super) enum BuildError {
 pub(super) struct LayerBuilder {
     text: Vec<u8>,
     records: Vec<Record>,
+    capabilities: Vec<(u32, FileCapability)>,
     // The directories that the last entry lies in, outermost first.
     directories: Vec<Text>,
 }
@@ -280,6 +299,7 @@ impl LayerBuilder {
         Self {
             text: Vec::new(),
             records: Vec::new(),
+            capabilities: Vec::new(),
             directories: Vec::new(),
         }
     }
@@ -317,6 +337,7 @@ impl LayerBuilder {
             mode: 0,
             uid: 0,
             gid: 0,
+            capability: None,
         };
         let kind = match entry {
             Entry::Directory {
@@ -353,10 +374,17 @@ impl LayerBuilder {
             Entry::Hardlink { target } => Kind::Hardlink(self.store(target)?),
             Entry::Whiteout => Kind::Whiteout,
         };
+        if let (Kind::File { .. }, Some(capability)) = (kind, metadata.capability) {
+            let index =
+                u32::try_from(self.records.len()).map_err(|_| BuildError::TooManyEntries)?;
+            self.capabilities.push((index, capability));
+        }
         self.records.push(Record {
             path,
             kind,
-            metadata,
+            mode: metadata.mode,
+            uid: metadata.uid,
+            gid: metadata.gid,
         });
         Ok(())
     }
@@ -375,6 +403,7 @@ impl LayerBuilder {
             text: self.text.into(),
             records: self.records.into(),
             by_sha256: hashes.into_iter().map(|(_, index)| index).collect(),
+            capabilities: self.capabilities.into(),
         }
     }
 

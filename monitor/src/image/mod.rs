@@ -1,20 +1,25 @@
 //! What an image holds, path by path, read from layer blobs whose digests were checked.
 //!
-//! [`manifest`] reads the documents that name the layers, [`tar`] and [`unpack`] turn the stream
-//! of a blob into a [`layer::Layer`], [`codec`] and [`disk`] keep it, [`contents`] answers for a
-//! stack of layers, and [`store`] brings them together.
+//! [`manifest`] reads the documents that name the layers, [`tar`], [`sparse`] and [`unpack`] turn
+//! the stream of a blob into a [`layer::Layer`], [`codec`] and [`disk`] keep it, [`contents`] answers for a
+//! stack of layers, and [`store`] brings them together, with
+//! [`saving`] for what stays on disk.
 
 pub mod blobs;
+pub mod capability;
 mod codec;
 pub mod contents;
 mod disk;
 pub mod error;
 pub mod layer;
 pub mod manifest;
+mod saving;
+mod sparse;
 pub mod store;
 mod tar;
 mod tree;
 pub mod unpack;
+mod zstd;
 
 #[cfg(test)]
 pub(crate) mod tests;

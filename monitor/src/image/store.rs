@@ -18,6 +18,7 @@ use super::{
     error::{Cause, ContentsError, StoreError},
     layer::Layer,
     manifest::{self, Document, Manifest},
+    saving::Unsaved,
     unpack::{LayerError, read_layer},
 };
 use crate::{containers::ImageId, digest::Digest};
@@ -62,8 +63,10 @@ pub struct Stats {
     pub built: u64,
     /// Files on disk that were corrupt or of another version; their layers are read from blobs.
     pub rebuilt: u64,
-    /// Layers that could not be written to disk; they are read from their blobs at the next start.
+    /// Layers that could not be written to disk at first; this is tried again while they are used.
     pub not_saved: u64,
+    /// Layers that wait for that.
+    pub unsaved: usize,
     /// Images whose contents could not be told, not counting answers from memory.
     pub failed: u64,
     /// Answers that repeated a remembered failure.
@@ -81,22 +84,23 @@ pub struct ImageStore {
 /// Blobs belong to a namespace, so that the same image can be whole in one and not in another.
 type Key = (String, ImageId);
 
-struct Inner {
+pub(super) struct Inner {
     blobs: Arc<dyn Blobs>,
-    files: LayerFiles,
+    pub(super) files: LayerFiles,
     loads: Arc<Semaphore>,
     builds: Arc<Semaphore>,
     state: Mutex<State>,
 }
 
-struct State {
+pub(super) struct State {
     images: LruCache<ImageId, Arc<Contents>>,
     image_bytes: usize,
     // All layers that anything holds, so that images share them.
-    layers: HashMap<Digest, Weak<Layer>>,
+    pub(super) layers: HashMap<Digest, Weak<Layer>>,
+    pub(super) unsaved: Unsaved,
     failures: LruCache<Key, Failure>,
     reading: HashMap<Key, Weak<tokio::sync::Mutex<()>>>,
-    stats: Stats,
+    pub(super) stats: Stats,
 }
 
 struct Failure {
@@ -122,6 +126,7 @@ impl ImageStore {
                     images: LruCache::new(IMAGES_MAX),
                     image_bytes: 0,
                     layers: HashMap::new(),
+                    unsaved: Unsaved::default(),
                     failures: LruCache::new(FAILURES_MAX),
                     reading: HashMap::new(),
                     stats: Stats::default(),
@@ -178,13 +183,14 @@ impl ImageStore {
             layers_in_memory: layers().count(),
             memory_bytes: layers().map(|layer| layer.memory_bytes()).sum(),
             layers_on_disk,
+            unsaved: state.unsaved.len(),
             ..state.stats
         }
     }
 }
 
 impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that is done under the lock can leave it half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -330,7 +336,7 @@ impl Inner {
     async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         turns: &Arc<Semaphore>,
-        work: impl FnOnce(&Self) -> T + Send + 'static,
+        work: impl FnOnce(&Arc<Self>) -> T + Send + 'static,
     ) -> Result<T, Cause> {
         let turn = Arc::clone(turns)
             .acquire_owned()
@@ -370,7 +376,7 @@ impl Inner {
     }
 
     fn build(
-        &self,
+        self: &Arc<Self>,
         runtime: Handle,
         namespace: &str,
         blob: &Digest,
@@ -380,16 +386,15 @@ impl Inner {
         if let Some(layer) = self.shared(diff_id) {
             return Ok(layer);
         }
-        let reader = BlobReader::new(runtime, self.blobs.open(namespace, blob));
+        let reader = BlobReader::new(runtime.clone(), self.blobs.open(namespace, blob));
         let layer = read_layer(reader, blob, diff_id)?;
-        let saved = self.files.save(&layer);
-        let mut state = self.state();
-        state.stats.built += 1;
-        if let Err(error) = saved {
-            state.stats.not_saved += 1;
-            tracing::warn!(%diff_id, %error, "layer cannot be kept on disk, its blob is read again at the next start");
-        }
-        Ok(state.share(layer))
+        let layer = {
+            let mut state = self.state();
+            state.stats.built += 1;
+            state.share(layer)
+        };
+        self.save(&runtime, &layer);
+        Ok(layer)
     }
 
     fn shared(&self, diff_id: &Digest) -> Option<Arc<Layer>> {

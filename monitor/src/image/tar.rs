@@ -9,7 +9,12 @@ use std::io::{self, BufRead, Read};
 use sha2::Digest as _;
 use tar::Header;
 
-use super::{layer::PATH_BYTES_MAX, unpack::LayerError};
+use super::{
+    capability::{self, FileCapability},
+    layer::PATH_BYTES_MAX,
+    sparse::{self, Form},
+    unpack::{LAYER_BYTES_MAX, LayerError},
+};
 use crate::digest::Sha256;
 
 /// Bytes of a pax header or a long name; Go's limit.
@@ -37,6 +42,7 @@ pub(super) struct TarEntry {
     pub(super) mode: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    pub(super) capability: Option<FileCapability>,
 }
 
 /// Reads one entry after the other.
@@ -44,6 +50,8 @@ pub(super) struct TarReader<R> {
     input: R,
     // Bytes that fill the last block of the body before the next header.
     padding: u64,
+    // Zeros that may still be hashed for the holes of sparse files, which take no bytes.
+    holes_left: u64,
 }
 
 #[derive(Default)]
@@ -53,11 +61,17 @@ struct Pax {
     size: Option<u64>,
     uid: Option<u64>,
     gid: Option<u64>,
+    capability: Option<FileCapability>,
+    sparse: sparse::Pax,
 }
 
 impl<R: BufRead> TarReader<R> {
     pub(super) fn new(input: R) -> Self {
-        Self { input, padding: 0 }
+        Self {
+            input,
+            padding: 0,
+            holes_left: LAYER_BYTES_MAX,
+        }
     }
 
     /// What is left after the end of the archive is for the caller to read.
@@ -97,7 +111,12 @@ impl<R: BufRead> TarReader<R> {
                 }
                 _ => {}
             }
-            let name = long_name.or(pax.path).unwrap_or_else(|| name_of(&header));
+            let form = pax.sparse.form();
+            let sparse_name = form.and_then(|_| pax.sparse.name.take());
+            let name = sparse_name
+                .or(long_name)
+                .or(pax.path)
+                .unwrap_or_else(|| name_of(&header));
             let link = long_link
                 .or(pax.link)
                 .unwrap_or_else(|| until_nul(&fields.linkname).to_vec());
@@ -106,7 +125,17 @@ impl<R: BufRead> TarReader<R> {
             let kind = match flag {
                 // Archives older than POSIX have directories in this form.
                 0 if name.ends_with(b"/") => Kind::Directory,
-                b'0' | 0 => self.file(pax.size.unwrap_or(stated_size))?,
+                b'0' | 0 => {
+                    let size = pax.size.unwrap_or(stated_size);
+                    match form {
+                        None => self.file(size)?,
+                        Some(Form::Records) => self.sparse_file(&pax.sparse.map(size)?, size)?,
+                        Some(Form::Body) => {
+                            let map = pax.sparse.map_in_body(&mut self.input, size)?;
+                            self.sparse_file(&map, size)?
+                        }
+                    }
+                }
                 b'1' => Kind::Hardlink(link),
                 b'2' => Kind::Symlink(link),
                 b'3' => {
@@ -119,7 +148,11 @@ impl<R: BufRead> TarReader<R> {
                 }
                 b'5' => Kind::Directory,
                 b'6' => Kind::Fifo,
-                b'S' => return Err(LayerError::Sparse),
+                b'S' => {
+                    let size = pax.size.unwrap_or(stated_size);
+                    let map = sparse::map_of_header(&header, size, &mut self.input)?;
+                    self.sparse_file(&map, size)?
+                }
                 other => return Err(LayerError::EntryType(other)),
             };
             let mode = number(&fields.mode)? & 0o7777;
@@ -129,6 +162,7 @@ impl<R: BufRead> TarReader<R> {
                 mode: u16::try_from(mode).map_err(|_| LayerError::Header("mode"))?,
                 uid: owner(pax.uid, &fields.uid)?,
                 gid: owner(pax.gid, &fields.gid)?,
+                capability: pax.capability,
             }));
         }
     }
@@ -193,7 +227,48 @@ impl<R: BufRead> TarReader<R> {
 
     fn file(&mut self, size: u64) -> Result<Kind, LayerError> {
         let mut hash = sha2::Sha256::new();
-        let mut left = size;
+        self.hash(size, &mut hash)?;
+        self.padding = padding(size);
+        Ok(Kind::File {
+            size,
+            sha256: Sha256(hash.finalize().into()),
+        })
+    }
+
+    /// `body` is the length of all that the archive holds of the file, its map with it.
+    fn sparse_file(&mut self, map: &sparse::Map, body: u64) -> Result<Kind, LayerError> {
+        let mut hash = sha2::Sha256::new();
+        let mut end = 0;
+        for fragment in &map.fragments {
+            self.hole(fragment.offset.saturating_sub(end), &mut hash)?;
+            self.hash(fragment.length, &mut hash)?;
+            end = fragment.offset.saturating_add(fragment.length);
+        }
+        self.hole(map.size.saturating_sub(end), &mut hash)?;
+        self.padding = padding(body);
+        Ok(Kind::File {
+            size: map.size,
+            sha256: Sha256(hash.finalize().into()),
+        })
+    }
+
+    fn hole(&mut self, length: u64, hash: &mut sha2::Sha256) -> Result<(), LayerError> {
+        const ZEROS: &[u8] = &[0; 32 << 10];
+        self.holes_left = self
+            .holes_left
+            .checked_sub(length)
+            .ok_or(LayerError::TooLarge)?;
+        let mut left = length;
+        while left > 0 {
+            let part = usize::try_from(left).unwrap_or(usize::MAX).min(ZEROS.len());
+            hash.update(ZEROS.get(..part).unwrap_or_default());
+            left = left.saturating_sub(u64::try_from(part).unwrap_or(u64::MAX));
+        }
+        Ok(())
+    }
+
+    fn hash(&mut self, length: u64, hash: &mut sha2::Sha256) -> Result<(), LayerError> {
+        let mut left = length;
         while left > 0 {
             let buffer = self.input.fill_buf()?;
             if buffer.is_empty() {
@@ -206,11 +281,7 @@ impl<R: BufRead> TarReader<R> {
             self.input.consume(part);
             left = left.saturating_sub(u64::try_from(part).unwrap_or(u64::MAX));
         }
-        self.padding = padding(size);
-        Ok(Kind::File {
-            size,
-            sha256: Sha256(hash.finalize().into()),
-        })
+        Ok(())
     }
 }
 
@@ -258,7 +329,7 @@ fn owner(pax: Option<u64>, field: &[u8]) -> Result<u32, LayerError> {
 }
 
 /// A number in octal digits, or as big-endian bytes where the first bit is set.
-fn number(field: &[u8]) -> Result<u64, LayerError> {
+pub(super) fn number(field: &[u8]) -> Result<u64, LayerError> {
     let refused = || LayerError::Header("number");
     if let Some((first, rest)) = field.split_first()
         && first & 0x80 != 0
@@ -296,12 +367,6 @@ fn number(field: &[u8]) -> Result<u64, LayerError> {
 /// value may hold.
 fn parse_pax(mut records: &[u8]) -> Result<Pax, LayerError> {
     let refused = || LayerError::Header("pax record");
-    let decimal = |text: &[u8]| -> Result<u64, LayerError> {
-        str::from_utf8(text)
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .ok_or_else(refused)
-    };
     let mut pax = Pax::default();
     while !records.is_empty() {
         let space = records
@@ -325,8 +390,9 @@ fn parse_pax(mut records: &[u8]) -> Result<Pax, LayerError> {
         if key.is_empty() {
             return Err(refused());
         }
-        if key.starts_with(b"GNU.sparse.") {
-            return Err(LayerError::Sparse);
+        if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+            pax.sparse.take(key, value)?;
+            continue;
         }
         if matches!(key, b"path" | b"linkpath") && value.contains(&0) {
             return Err(LayerError::NulInPath);
@@ -346,8 +412,20 @@ fn parse_pax(mut records: &[u8]) -> Result<Pax, LayerError> {
             b"size" => pax.size = count()?,
             b"uid" => pax.uid = count()?,
             b"gid" => pax.gid = count()?,
+            // Other attributes change nothing about what a file does.
+            key if key.strip_prefix(b"SCHILY.xattr.") == Some(capability::ATTRIBUTE.as_bytes()) => {
+                let parsed = FileCapability::parse(value);
+                pax.capability = Some(parsed.ok_or(LayerError::Header("file capability"))?);
+            }
             _ => {}
         }
     }
     Ok(pax)
+}
+
+pub(super) fn decimal(text: &[u8]) -> Result<u64, LayerError> {
+    str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or(LayerError::Header("pax record"))
 }

@@ -99,6 +99,7 @@ impl Tree {
             mode: entry.mode,
             uid: entry.uid,
             gid: entry.gid,
+            capability: entry.capability,
         };
         if entry.kind == Kind::Directory {
             if !matches!(self.node(node)?.slot, Slot::Directory) {

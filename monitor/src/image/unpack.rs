@@ -15,6 +15,7 @@ use super::{
     manifest::DigestMismatch,
     tar::TarReader,
     tree::{LINKS_MAX, Tree},
+    zstd::ZstdReader,
 };
 use crate::digest::{Digest, Sha256};
 
@@ -26,6 +27,8 @@ const BUFFER_BYTES: usize = 128 << 10;
 
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+// The last four bits of the first byte are free; containerd knows this one as well.
+const ZSTD_SKIPPABLE: &[u8] = &[0x50, 0x2a, 0x4d, 0x18];
 
 /// A layer blob cannot be read as a layer.
 #[derive(Debug, thiserror::Error)]
@@ -39,17 +42,16 @@ pub enum LayerError {
     /// The uncompressed blob is not the one that the config names.
     #[error("uncompressed layer is not the one that the config names: {0}")]
     DiffId(DigestMismatch),
-    /// Compressed in a way that is not read.
-    #[error("unsupported compression {0}")]
-    Compression(&'static str),
     /// Not what its compression says.
     #[error("cannot decompress: {0}")]
     Decompress(String),
     /// Ends within an entry or within compressed data.
     #[error("truncated layer")]
     Truncated,
-    /// Longer than [`LAYER_BYTES_MAX`].
-    #[error("uncompressed layer of more than {LAYER_BYTES_MAX} bytes")]
+    /// Longer than [`LAYER_BYTES_MAX`], or its sparse files are.
+    #[error(
+        "uncompressed layer, or the holes of its sparse files, of more than {LAYER_BYTES_MAX} bytes"
+    )]
     TooLarge,
     /// A tar header holds something that cannot be read.
     #[error("malformed tar header: {0}")]
@@ -60,9 +62,6 @@ pub enum LayerError {
     /// An entry that containerd does not unpack.
     #[error("tar entry of unknown type {0:#04x}")]
     EntryType(u8),
-    /// Sparse files are not read.
-    #[error("sparse file in layer")]
-    Sparse,
     /// A path longer than [`PATH_BYTES_MAX`].
     #[error("path of {0} bytes; at most {PATH_BYTES_MAX} are read")]
     PathTooLong(usize),
@@ -128,13 +127,12 @@ pub(super) fn read_layer(
     blob_digest: &Digest,
     diff_id: &Digest,
 ) -> Result<Layer, LayerError> {
-    if blob.starts_with(ZSTD)? {
-        return Err(LayerError::Compression("zstd"));
-    }
     let source = if blob.starts_with(GZIP)? {
         Source::Gzip(Box::new(MultiGzDecoder::new(blob)))
+    } else if blob.starts_with(ZSTD)? || blob.starts_with(ZSTD_SKIPPABLE)? {
+        Source::Zstd(Box::new(ZstdReader::new(blob)?))
     } else {
-        Source::Plain(blob)
+        Source::Plain(Box::new(blob))
     };
     let mut reader = TarReader::new(Hashing::new(source));
     let outcome = read_entries(&mut reader);
@@ -149,6 +147,7 @@ pub(super) fn read_layer(
     let seen = match stream.source {
         Source::Plain(blob) => blob.finish()?,
         Source::Gzip(decoder) => decoder.into_inner().finish()?,
+        Source::Zstd(decoder) => decoder.into_inner().finish()?,
     };
     if seen != *blob_digest {
         return Err(LayerError::BlobDigest(DigestMismatch {
@@ -175,9 +174,9 @@ fn read_entries<R: BufRead>(reader: &mut TarReader<R>) -> Result<Tree, LayerErro
 }
 
 enum Source {
-    Plain(BlobReader),
-    // Much larger than a plain reader.
+    Plain(Box<BlobReader>),
     Gzip(Box<MultiGzDecoder<BlobReader>>),
+    Zstd(Box<ZstdReader<BlobReader>>),
 }
 
 /// The uncompressed stream, hashed a buffer at a time.
@@ -222,6 +221,7 @@ impl BufRead for Hashing {
             let read = match &mut self.source {
                 Source::Plain(blob) => blob.take(limit).read_to_end(&mut self.buffer)?,
                 Source::Gzip(decoder) => decoder.take(limit).read_to_end(&mut self.buffer)?,
+                Source::Zstd(decoder) => decoder.take(limit).read_to_end(&mut self.buffer)?,
             };
             self.hash.update(&self.buffer);
             self.total = self

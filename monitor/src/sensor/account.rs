@@ -5,7 +5,12 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-use monitor_common::{HOOKS, Hook, HookCounters};
+use monitor_common::{
+    HOOKS, Hook, HookCounters,
+    loss::{LossCause, LossKey},
+};
+
+use super::hooks::KINDS;
 
 /// [`HookCounters`] as a map value.
 #[derive(Clone, Copy)]
@@ -14,6 +19,44 @@ pub(super) struct KernelCounters(pub(super) HookCounters);
 
 // SAFETY: plain integers without padding, as `HookCounters` proves by deriving `FromBytes`.
 unsafe impl aya::Pod for KernelCounters {}
+
+/// [`LossKey`] as a map key.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct KernelLossKey(pub(super) LossKey);
+
+// SAFETY: plain integers without padding, as `LossKey` proves by deriving `FromBytes`.
+unsafe impl aya::Pod for KernelLossKey {}
+
+/// Records of one cgroup that the kernel side lost since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Id of the cgroup.
+    pub cgroup_id: u64,
+    /// Mount namespace of the tasks.
+    pub mount_namespace: u32,
+    /// Which kind of event.
+    pub hook: Hook,
+    /// Why.
+    pub cause: LossCause,
+    /// How many; begins again at 0 if the kernel side had forgotten the cgroup.
+    pub count: u64,
+}
+
+impl Lost {
+    pub(super) fn new(key: LossKey, count: u64) -> Option<Self> {
+        let causes = [LossCause::RingFull, LossCause::Unreadable];
+        Some(Self {
+            cgroup_id: key.cgroup_id,
+            mount_namespace: key.mount_namespace,
+            hook: KINDS.into_iter().find(|hook| *hook as u16 == key.hook)?,
+            cause: causes
+                .into_iter()
+                .find(|cause| *cause as u16 == key.cause)?,
+            count,
+        })
+    }
+}
 
 /// One hook over all CPUs:
 /// `seen = unwatched + remembered + submitted + ring_full + unreadable`.

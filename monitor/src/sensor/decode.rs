@@ -1,5 +1,7 @@
 //! Bytes of the ring become a checked [`Event`]: pure, and safe for any bytes.
 
+mod connect;
+
 use monitor_common::{
     LAYOUT_VERSION, RecordHeader, RecordKind,
     code::{CODE_ANONYMOUS, CODE_WRITTEN, CodeRecord},
@@ -71,6 +73,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind if kind == RecordKind::Source as u8 => source(bytes),
         kind if kind == RecordKind::Fork as u8 => fork(bytes),
         kind if kind == RecordKind::Exit as u8 => exit(bytes),
+        kind if kind == RecordKind::Connect as u8 => connect::connect(bytes, hook),
         kind => return Err(DecodeError::Kind(kind)),
     };
     event.ok_or(cut)
@@ -441,7 +444,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_decoded_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..9) {
+        fn any_bytes_are_decoded_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..10) {
             let _ = decode(&bytes);
             let valid = RecordHeader {
                 kind,

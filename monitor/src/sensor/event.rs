@@ -1,8 +1,8 @@
 //! What the sensor gives: checked, owned, and without any trace of how it was transported.
 
-use std::os::fd::OwnedFd;
+use std::{net::IpAddr, os::fd::OwnedFd};
 
-pub use monitor_common::{file::FileFacts, open::Sign};
+pub use monitor_common::{connect::Peer, file::FileFacts, open::Sign};
 
 use super::hooks::HookSet;
 
@@ -21,6 +21,8 @@ pub enum Event {
     Fork(Fork),
     /// A process ended.
     Exit(Exit),
+    /// A process reached for a peer.
+    Connect(Box<Connect>),
 }
 
 /// A process used a file, so that it may have become code.
@@ -116,6 +118,54 @@ pub struct Source {
     pub sign: Sign,
 }
 
+/// A process connected to a peer, or sent to it without connecting, or made a packet socket.
+#[derive(Clone, Debug)]
+pub struct Connect {
+    /// Who, when, and the file of a peer's AF_UNIX socket; without one the facts are zero and the
+    /// paths empty.
+    pub used: FileUse,
+    /// The peer as the kernel side remembers it.
+    pub peer: Peer,
+    /// What the socket speaks.
+    pub protocol: Protocol,
+    /// Where the peer is.
+    pub address: Address,
+    /// Its port, where it has one.
+    pub port: Option<u16>,
+}
+
+/// What a socket speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP, also over several paths.
+    Tcp,
+    /// UDP and UDP-Lite.
+    Udp,
+    /// AF_UNIX.
+    Unix,
+    /// IP, with headers of the process's own making.
+    Raw,
+    /// Frames of a link.
+    Packet,
+    /// Another protocol of IP (`IPPROTO_*`).
+    Other(u16),
+}
+
+/// Where a peer is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// On the network. IPv4 mapped to IPv6 is IPv4.
+    Ip(IpAddr),
+    /// The file of the socket, see [`Connect::used`].
+    File,
+    /// A path as the process wrote it: no hook led to the socket behind it.
+    Named(Vec<u8>),
+    /// A name that is no path, without the NUL that it begins with.
+    Abstract(Vec<u8>),
+    /// Not told.
+    None,
+}
+
 /// A process made another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fork {
@@ -203,6 +253,7 @@ impl Event {
             Self::Exec(exec) => Some(&exec.used),
             Self::Code(code) => Some(&code.used),
             Self::Open(open) => Some(&open.used),
+            Self::Connect(connect) => Some(&connect.used),
             Self::Source(_) | Self::Fork(_) | Self::Exit(_) => None,
         }
     }

@@ -22,6 +22,8 @@ pub(super) enum Place {
     Lsm(&'static str),
     Function(&'static str),
     Tracepoint(&'static str),
+    /// The root of the cgroup v2 hierarchy, for what the program's section says.
+    RootCgroup,
 }
 
 /// A program of the object, and where it goes.
@@ -48,13 +50,14 @@ const SYSCALLS: Program = program(AT_SYSCALLS, Place::Tracepoint("sys_exit"));
 
 /// The kinds of events in the order in which they are attached: whoever is told of an open knows
 /// the exec.
-pub const KINDS: [Hook; 6] = [
+pub const KINDS: [Hook; 7] = [
     Hook::Fork,
     Hook::Exit,
     Hook::Exec,
     Hook::Source,
     Hook::Code,
     Hook::Open,
+    Hook::Connect,
 ];
 
 /// As documents and the API name a kind of event.
@@ -66,6 +69,7 @@ pub fn kind_name(kind: Hook) -> &'static str {
         Hook::Source => "source",
         Hook::Fork => "fork",
         Hook::Exit => "exit",
+        Hook::Connect => "connect",
     }
 }
 
@@ -183,6 +187,53 @@ static WAYS: &[(Hook, &[Way])] = &[
             )],
         }],
     ),
+    (
+        Hook::Connect,
+        &[
+            Way {
+                set: HookSet::Lsm,
+                programs: &[
+                    program("connect_lsm", Place::Lsm("socket_connect")),
+                    program("connect_send_lsm", Place::Lsm("socket_sendmsg")),
+                    program("connect_unix_lsm", Place::Lsm("unix_stream_connect")),
+                    program("connect_unix_send_lsm", Place::Lsm("unix_may_send")),
+                    program("connect_create_lsm", Place::Lsm("socket_post_create")),
+                ],
+            },
+            Way {
+                set: HookSet::Fentry,
+                programs: &[
+                    program("connect_fentry", Place::Function("security_socket_connect")),
+                    program(
+                        "connect_send_fentry",
+                        Place::Function("security_socket_sendmsg"),
+                    ),
+                    program(
+                        "connect_unix_fentry",
+                        Place::Function("security_unix_stream_connect"),
+                    ),
+                    program(
+                        "connect_unix_send_fentry",
+                        Place::Function("security_unix_may_send"),
+                    ),
+                    program(
+                        "connect_create_fentry",
+                        Place::Function("security_socket_post_create"),
+                    ),
+                ],
+            },
+            Way {
+                set: HookSet::Tracepoint,
+                programs: &[
+                    program("connect_ipv4_cgroup", Place::RootCgroup),
+                    program("connect_ipv6_cgroup", Place::RootCgroup),
+                    program("connect_send_ipv4_cgroup", Place::RootCgroup),
+                    program("connect_send_ipv6_cgroup", Place::RootCgroup),
+                    SYSCALLS,
+                ],
+            },
+        ],
+    ),
 ];
 
 /// The ways to see a kind of event, best first.
@@ -231,9 +282,13 @@ impl Choice {
                 "a mapping is looked for when the system call ends: one whose memory another thread holds locked or has unmapped by then is counted as unreadable",
                 "of one mprotect over more than 64 mappings the rest is counted as unreadable",
             ],
-            (Hook::Open, HookSet::Tracepoint) => {
-                &["files that are opened through io_uring"]
-            }
+            (Hook::Open, HookSet::Tracepoint) => &["files that are opened through io_uring"],
+            (Hook::Connect, HookSet::Tracepoint) => &[
+                "AF_UNIX, raw and packet sockets that are used through io_uring",
+                "an AF_UNIX connect that fails, or whose descriptor another thread replaces before the system call ends",
+                "the socket behind the path that an AF_UNIX datagram is sent to: the path is told as the process wrote it",
+                "the address that a raw socket sends to is read from the process's memory when the system call ends; of one sendmmsg over more than 64 messages the rest is counted as unreadable",
+            ],
             (Hook::Source, HookSet::Fentry) => &["what 32-bit shells run by `source`"],
             _ => &[],
         };
@@ -246,6 +301,11 @@ impl Choice {
                 "commands that a shell reads from where it has redirected its own standard input to",
                 "scripts that come by a pipe, a socket or an argument, which are no file",
                 "data that a program reads and chooses to execute",
+            ],
+            Hook::Connect => &[
+                "what a packet socket sends, and what a raw socket writes into a header of its own: that there is a packet socket is told",
+                "sockets of other families (vsock, netlink, Bluetooth)",
+                "whether the peer answered",
             ],
             Hook::Exec | Hook::Source | Hook::Fork | Hook::Exit => &[],
         };

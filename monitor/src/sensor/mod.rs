@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod btf;
+pub mod cgroup_root;
 pub mod decode;
 pub mod elf;
 pub mod event;
@@ -26,17 +27,19 @@ use std::{
     thread,
 };
 
-use aya::maps::{HashMap as KernelHashMap, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{HashMap as KernelHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf};
 use monitor_common::{
     CgroupFacts, Hook,
+    connect::{Peer, PeerState},
     file::FileVersion,
+    loss::LOSSES_MAX,
     open::{OPEN_READ, OPEN_WRITE, OpenKey},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use self::{
-    account::{Account, KernelCounters},
+    account::{Account, KernelCounters, KernelLossKey, Lost},
     event::{Access, Event, FileFacts, FileUse},
     hold::{Holder, HolderError},
     hooks::{Choice, HookSet},
@@ -82,7 +85,9 @@ pub struct Sensor {
     cgroups: KernelHashMap<MapData, u64, KernelCgroup>,
     remembered: KernelHashMap<MapData, KernelFileVersion, u32>,
     opens: KernelHashMap<MapData, KernelOpenKey, u32>,
+    peers: KernelHashMap<MapData, KernelPeer, KernelPeerState>,
     counters: PerCpuArray<MapData, KernelCounters>,
+    losses: PerCpuHashMap<MapData, KernelLossKey, u64>,
     holder: Arc<Holder>,
     reader: Reader,
     running: Arc<AtomicU64>,
@@ -123,8 +128,10 @@ impl Sensor {
         let remembered =
             KernelHashMap::try_from(programs.take_map("REMEMBERED")?).map_err(refused_map)?;
         let opens = KernelHashMap::try_from(programs.take_map("OPENS")?).map_err(refused_map)?;
+        let peers = KernelHashMap::try_from(programs.take_map("PEERS")?).map_err(refused_map)?;
         let counters =
             PerCpuArray::try_from(programs.take_map("COUNTERS")?).map_err(refused_map)?;
+        let losses = PerCpuHashMap::try_from(programs.take_map("LOSSES")?).map_err(refused_map)?;
         let holder = Arc::new(Holder::new()?);
         let (running, running_events) = (Arc::new(AtomicU64::new(0)), events.clone());
         let reader =
@@ -152,7 +159,9 @@ impl Sensor {
             cgroups,
             remembered,
             opens,
+            peers,
             counters,
+            losses,
             holder,
             reader,
             running,
@@ -216,6 +225,26 @@ impl Sensor {
         self.opens.insert(key, 1, 0).map_err(io::Error::other)
     }
 
+    /// Has the kernel side send nothing more of a peer that was judged good.
+    pub fn remember_peer(&mut self, peer: &Peer) -> io::Result<()> {
+        self.peers
+            .insert(KernelPeer(*peer), KernelPeerState(PeerState::GOOD), 0)
+            .map_err(io::Error::other)
+    }
+
+    /// Has the kernel side tell of every peer again.
+    pub fn forget_peers(&mut self) -> io::Result<()> {
+        let known: Result<Vec<KernelPeer>, MapError> = self.peers.keys().collect();
+        for peer in known.map_err(io::Error::other)? {
+            match self.peers.remove(&peer) {
+                // The map evicts by itself.
+                Err(MapError::KeyNotFound) | Ok(()) => {}
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the kernel side ask again.
     pub fn forget_cgroup(&mut self, id: u64) -> io::Result<()> {
         match self.cgroups.remove(&id) {
@@ -245,6 +274,32 @@ impl Sensor {
             total.recursion_misses = self.programs.recursion_misses(hook);
         }
         account
+    }
+
+    /// Whose records the kernel side lost so far, as far as it remembers. Asked after
+    /// [`Self::account`], it says at least as much as that.
+    pub fn losses(&self) -> Vec<Lost> {
+        let keys = self.losses.keys().filter_map(Result::ok);
+        keys.take(LOSSES_MAX as usize)
+            .filter_map(|key| {
+                // An error means that it was forgotten meanwhile.
+                let per_cpu = self.losses.get(&key, 0).ok()?;
+                Lost::new(key.0, per_cpu.iter().sum())
+            })
+            .collect()
+    }
+
+    /// Detaches the hooks and ends the reader once it has read what they submitted; the account
+    /// and the losses are final then.
+    pub fn stop(mut self) -> (Account, Vec<Lost>) {
+        let misses = self.account().hooks.map(|hook| hook.recursion_misses);
+        self.programs.detach();
+        self.reader.stop();
+        let mut account = self.account();
+        for (hook, misses) in account.hooks.iter_mut().zip(misses) {
+            hook.recursion_misses = misses;
+        }
+        (account, self.losses())
     }
 
     /// How many instructions the verifier looked at for each loaded program, of a million that the
@@ -296,6 +351,22 @@ struct KernelOpenKey(OpenKey);
 
 // SAFETY: plain integers without padding, as `OpenKey` proves by deriving `FromBytes`.
 unsafe impl aya::Pod for KernelOpenKey {}
+
+/// [`Peer`] as a map key.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct KernelPeer(Peer);
+
+// SAFETY: plain integers without padding, as `Peer` proves by deriving `FromBytes`.
+unsafe impl aya::Pod for KernelPeer {}
+
+/// [`PeerState`] as a map value.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct KernelPeerState(PeerState);
+
+// SAFETY: plain integers without padding, as `PeerState` proves by deriving `FromBytes`.
+unsafe impl aya::Pod for KernelPeerState {}
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
 fn refused_map(error: MapError) -> SensorError {

@@ -1,16 +1,18 @@
 //! The eBPF object: loaded once, and of its programs those attached that the running kernel
 //! accepts, found by trying.
 
+use std::fs::File;
+
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, Map},
-    programs::{BtfTracePoint, FEntry, Lsm, Program as Loaded},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FEntry, Lsm, Program as Loaded},
 };
 use monitor_common::{Hook, offsets::KernelOffsets};
 use zerocopy::IntoBytes;
 
 use super::{
-    SensorError, account,
+    SensorError, account, cgroup_root,
     hooks::{self, Choice, HookSet, Place, Program, Refusal, Way},
 };
 
@@ -131,8 +133,25 @@ impl Programs {
                     loaded.attach().map(drop)
                 })
             }
+            Place::RootCgroup => {
+                let place = cgroup_root::find().map_err(|error| error.to_string())?;
+                let root = File::open(&place)
+                    .map_err(|error| format!("cannot open {}: {error}", place.display()))?;
+                <&mut CgroupSockAddr>::try_from(loaded).and_then(|loaded| {
+                    loaded.load()?;
+                    // The kernel lets links of several programs be attached; it refuses to be asked.
+                    loaded.attach(root, CgroupAttachMode::Single).map(drop)
+                })
+            }
         };
         attached.map_err(|error| chain(&error))
+    }
+
+    /// Detaches and unloads all of them.
+    pub(super) fn detach(&mut self) {
+        for (_, program) in self.attached.clone() {
+            self.unload(&program);
+        }
     }
 
     fn unload(&mut self, program: &Program) {
@@ -143,6 +162,7 @@ impl Programs {
             Some(Loaded::Lsm(loaded)) => loaded.unload(),
             Some(Loaded::FEntry(loaded)) => loaded.unload(),
             Some(Loaded::BtfTracePoint(loaded)) => loaded.unload(),
+            Some(Loaded::CgroupSockAddr(loaded)) => loaded.unload(),
             _ => Ok(()),
         };
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use monitor_common::WAKE_INTERVAL_NS;
+use monitor_common::WAKE_INTERVAL_MS;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::mpsc;
 
@@ -28,7 +28,7 @@ const BATCH: usize = 256;
 /// How long the thread sleeps at most before it looks at fanotify's queue and at `stop`.
 const PATIENCE_MS: u16 = 100;
 /// The same after something was read: for so long, records of plain opens wake nobody.
-const LINGER_MS: u16 = (WAKE_INTERVAL_NS / 1_000_000) as u16 + 1;
+const LINGER_MS: u16 = WAKE_INTERVAL_MS + 1;
 
 #[derive(Default)]
 pub(super) struct Counters {
@@ -63,14 +63,21 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
-    fn drop(&mut self) {
+impl Reader {
+    /// Returns when all that was submitted before has been read.
+    pub(super) fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
             tracing::error!("the thread that reads the ring buffer had panicked");
         }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -120,7 +127,7 @@ fn hold_files_of(event: &mut Event, holder: &Holder) {
         Event::Code(code) => code.held = holder.mapped(code),
         Event::Open(open) if open.is_interpreted => open.held = holder.opened(open),
         Event::Open(_) => {}
-        Event::Source(_) | Event::Fork(_) | Event::Exit(_) => {}
+        Event::Source(_) | Event::Fork(_) | Event::Exit(_) | Event::Connect(_) => {}
     }
 }
 

@@ -2,6 +2,7 @@
 //! holds nothing else.
 
 mod memory;
+mod network;
 mod opens;
 mod paths;
 
@@ -49,6 +50,7 @@ const USAGE: &str = "usage: probe COMMAND
                            mount an overlay of /bin in a user namespace, copy SOURCE into it and
                            execute the copy
   map-file PATH            map PATH executable
+  map-often PATH COUNT     map PATH executable and unmap it, COUNT times
   map-memfd PATH           copy PATH into a memfd and map that executable
   protect-written PATH     map PATH, write to the private mapping, make it executable
   map-anonymous            write anonymous memory, then make it executable
@@ -60,6 +62,21 @@ const USAGE: &str = "usage: probe COMMAND
   creat PATH               cut PATH to nothing by creat
   int80-open PATH          open PATH by a 32-bit system call
   handle-open PATH         open PATH by its handle
+  connect ADDRESS PORT     connect by TCP
+  connect-ring ADDRESS PORT
+                           the same through io_uring
+  connect-fast ADDRESS PORT
+                           send with the first packet of a TCP connection
+  send ADDRESS PORT        send by UDP without connecting
+  send-often COUNT ADDRESS PORT
+                           do so COUNT times
+  send-ports ADDRESS       do so to each port
+  send-many ADDRESS PORT   send two messages by UDP in one call
+  send-bare ADDRESS PORT   send by UDP to an address that names no family
+  send-raw ADDRESS         send by a raw socket
+  packet-socket            make a packet socket
+  connect-unix PATH        connect to a socket of AF_UNIX
+  connect-abstract NAME    listen at a name of AF_UNIX that is no path, and connect to it
   true [ARG]...            end at once";
 
 fn main() -> ExitCode {
@@ -117,6 +134,7 @@ fn run(arguments: &[OsString]) -> Result<()> {
             exec(copy.as_os_str(), rest)
         }
         (b"map-file", [path]) => memory::map_executable(&open(path)?),
+        (b"map-often", [path, count]) => memory::map_executable_often(&open(path)?, number(count)?),
         (b"map-memfd", [path]) => memory::map_executable(&memfd(path)?),
         (b"protect-written", [path]) => memory::protect_written(&open(path)?),
         (b"map-anonymous", []) => memory::execute_written(),
@@ -129,6 +147,20 @@ fn run(arguments: &[OsString]) -> Result<()> {
         (b"creat", [path]) => opens::creat(path),
         (b"int80-open", [path]) => opens::int80(path),
         (b"handle-open", [path]) => opens::by_handle(path),
+        (b"connect", [address, port]) => network::connect_tcp(address, port),
+        (b"connect-ring", [address, port]) => network::connect_by_ring(address, port),
+        (b"connect-fast", [address, port]) => network::send_fast_open(address, port),
+        (b"send", [address, port]) => network::send_udp(address, port),
+        (b"send-often", [count, address, port]) => {
+            network::send_often(number(count)?, address, port)
+        }
+        (b"send-ports", [address]) => network::send_ports(address),
+        (b"send-many", [address, port]) => network::send_many(address, port),
+        (b"send-bare", [address, port]) => network::send_without_family(address, port),
+        (b"send-raw", [address]) => network::send_raw(address),
+        (b"packet-socket", []) => network::make_packet_socket(),
+        (b"connect-unix", [path]) => network::connect_unix(path),
+        (b"connect-abstract", [name]) => network::connect_abstract(name),
         (b"true", _) => Ok(()),
         (b"run-copy", [path, salt, rest @ ..]) => {
             copy_self(path, salt.as_bytes())?;

@@ -17,6 +17,20 @@ pub(crate) fn map_executable(file: &impl AsFd) -> Result<()> {
         .map(drop)
 }
 
+/// Maps the first page of a file as a loader maps code, and unmaps it, `count` times.
+pub(crate) fn map_executable_often(file: &impl AsFd, count: usize) -> Result<()> {
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_EXEC;
+    for _ in 0..count {
+        // SAFETY: a new mapping at an address that the kernel chooses, which nobody else has.
+        unsafe {
+            mmap(None, LENGTH, protection, MapFlags::MAP_PRIVATE, file, 0)
+                .and_then(|memory| munmap(memory, LENGTH.get()))
+        }
+        .context("cannot map the file executable")?;
+    }
+    Ok(())
+}
+
 /// Maps the first page of a file, writes to the copy that it has of it, and makes that executable.
 pub(crate) fn protect_written(file: &impl AsFd) -> Result<()> {
     let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

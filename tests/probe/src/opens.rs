@@ -31,7 +31,11 @@ pub(crate) fn many(directory: &OsStr, files: usize, rounds: usize) -> Result<()>
         for file in 0..files {
             let path = directory.join(file.to_string());
             let opened = if round == 0 {
-                OpenOptions::new().write(true).create(true).open(&path)
+                OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .open(&path)
             } else {
                 File::open(&path)
             };
@@ -69,7 +73,7 @@ pub(crate) fn creat(path: &OsStr) -> Result<()> {
 
 /// By `open` of the 32-bit system calls.
 pub(crate) fn int80(path: &OsStr) -> Result<()> {
-    const OPEN: u32 = 5;
+    const OPEN: i32 = 5;
     let path = CString::new(path.as_bytes())?;
     let bytes = path.as_bytes_with_nul();
     let length = NonZeroUsize::new(bytes.len()).context("the path is empty")?;
@@ -86,7 +90,7 @@ pub(crate) fn int80(path: &OsStr) -> Result<()> {
     .context("no memory below 4 GiB")?;
     // SAFETY: the mapping is as long as what is copied.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), low.as_ptr().cast(), bytes.len()) };
-    let mut result: i64 = i64::from(OPEN);
+    let mut result: i32 = OPEN;
     // SAFETY: the system call reads the path and gives a descriptor; rbx, which the compiler keeps
     // for itself, is put back.
     unsafe {
@@ -95,28 +99,28 @@ pub(crate) fn int80(path: &OsStr) -> Result<()> {
             "int 0x80",
             "xchg rbx, {path}",
             path = inout(reg) low.as_ptr() as u64 => _,
-            inout("rax") result,
+            inout("eax") result,
             in("rcx") 0u64,
             in("rdx") 0u64,
             out("r8") _, out("r9") _, out("r10") _, out("r11") _,
         );
     }
     ensure!(
-        (result as i32) >= 0,
+        result >= 0,
         "open by int 0x80: {}",
-        io::Error::from_raw_os_error(-(result as i32))
+        io::Error::from_raw_os_error(-result)
     );
     Ok(())
 }
 
 /// By `name_to_handle_at` and `open_by_handle_at`.
 pub(crate) fn by_handle(path: &OsStr) -> Result<()> {
-    const HANDLE_BYTES: usize = 128;
+    const HANDLE_BYTES: u32 = 128;
     #[repr(C)]
     struct Handle {
         bytes: u32,
         kind: i32,
-        handle: [u8; HANDLE_BYTES],
+        handle: [u8; HANDLE_BYTES as usize],
     }
     let directory = File::open(
         Path::new(path)
@@ -125,9 +129,9 @@ pub(crate) fn by_handle(path: &OsStr) -> Result<()> {
     )?;
     let path = CString::new(path.as_bytes())?;
     let mut handle = Handle {
-        bytes: HANDLE_BYTES as u32,
+        bytes: HANDLE_BYTES,
         kind: 0,
-        handle: [0; HANDLE_BYTES],
+        handle: [0; HANDLE_BYTES as usize],
     };
     let mut mount: i32 = 0;
     // SAFETY: the handle has room for as many bytes as it says.

@@ -14,8 +14,9 @@ use super::{TABLE, Technique, techniques};
 const HEAD: &str = "\
 # Evasions
 
-Ways to run code in a container that its image does not account for, each carried out in a real
-container at a real daemon, and what was raised on each kernel by which hook. Written by
+Ways to run code in a container that its image does not account for, and to reach for peers that no
+container should, each carried out in a real container at a real daemon, and what was raised on each
+kernel by which hook. Written by
 `cargo xtask evasions` from such runs; `cargo xtask test` fails when it is stale. The rows are in
 `tests/src/evasions/`.
 

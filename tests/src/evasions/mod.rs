@@ -1,9 +1,10 @@
-//! Ways to run code in a container that its image does not account for, and what must be said of
-//! each: run in real containers, natively and in guests with other kernels.
+//! Ways to run code in a container that its image does not account for, and to reach for peers that
+//! no container should, and what must be said of each: run in real containers, natively and in guests with other kernels.
 
 mod code;
 pub mod document;
 mod image;
+mod network;
 mod opens;
 mod outcome;
 mod places;
@@ -26,7 +27,7 @@ pub struct Technique {
     /// What it does, in one sentence.
     pub what: &'static str,
     /// The alerts that its container must raise, each as kind and path, and whether path or
-    /// arguments are cut; `*` stands for any part of a path.
+    /// arguments are cut, or as kind, protocol and peer; `*` stands for any part of a path.
     pub raises: &'static [&'static str],
     /// Hooks that cannot see it, each with the reason that the kernel gives. Where one of them is
     /// in force, nothing must be raised: a miss that is none any more is told.
@@ -107,13 +108,14 @@ const fn staged(
 }
 
 /// All techniques, in groups with a title.
-pub const TABLE: [(&str, &[Technique]); 6] = [
+pub const TABLE: [(&str, &[Technique]); 7] = [
     ("Programs", programs::ROWS),
     ("Libraries and other mapped code", code::ROWS),
     ("Scripts", scripts::ROWS),
     ("Opened files", opens::ROWS),
     ("Names and places", places::ROWS),
     ("Whose process, and edits from outside", whose::ROWS),
+    ("Peers", network::ROWS),
 ];
 
 /// All techniques without their groups.

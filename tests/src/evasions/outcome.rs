@@ -38,7 +38,7 @@ pub struct Outcome {
 /// An alert, as far as it is compared.
 #[derive(Debug)]
 struct Raised {
-    /// Kind, path, and whether path or arguments were cut.
+    /// Kind, path or peer, and whether path or arguments were cut.
     what: String,
     hook: String,
 }
@@ -50,10 +50,20 @@ impl Raised {
             Some(Value::Bool(true)) => told,
             _ => "",
         };
-        let what = [
+        let peer = match alert.pointer("/connection/port").and_then(Value::as_u64) {
+            Some(port) => format!("{}:{port}", field("/connection/address")),
+            None => field("/connection/address").to_owned(),
+        };
+        let words = [
             field("/kind"),
-            " ",
             field("/file/path"),
+            field("/connection/protocol"),
+            &peer,
+        ];
+        let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        let words = words.join(" ");
+        let what = [
+            words.as_str(),
             cut("/file/path_truncated", ", path cut"),
             cut("/process/arguments_truncated", ", arguments cut"),
         ];

@@ -82,6 +82,7 @@ fn finding() -> Finding {
             hash_state: HashState::Done,
             same_bytes_as: None,
         }),
+        connection: None,
         details: Some("why".to_owned()),
         hook: Some("tracepoint"),
     }
@@ -158,6 +159,33 @@ fn an_alert_says_what_its_finding_says() {
     check("/connection", json!(null));
     check("/details", json!({"reason": "why"}));
     check("/hook", json!("tracepoint"));
+}
+
+#[test]
+fn a_peer_is_said_with_its_technique() {
+    let of_peer = |sensitive, port| Finding {
+        kind: Kind::ConnectSensitive,
+        file: None,
+        connection: Some(ConnectionFinding {
+            protocol: "tcp",
+            family: "ipv4",
+            address: b"169.254.169.254".to_vec(),
+            port,
+            sensitive,
+        }),
+        ..finding()
+    };
+    let alert = built(&of_peer(Sensitive::Metadata, Some(80)), &node());
+    assert_eq!(
+        alert["connection"],
+        json!({"protocol": "tcp", "family": "ipv4", "address": "169.254.169.254", "port": 80})
+    );
+    assert_eq!(alert["attack"], json!(["T1552.005"]));
+    assert_eq!(alert["rule"]["id"], json!("sensitive.connect_sensitive"));
+    assert_eq!(alert["file"], json!(null));
+    let other = built(&of_peer(Sensitive::Runtime, None), &node());
+    assert_eq!(other["connection"]["port"], json!(null));
+    assert_ne!(alert["fingerprint"], other["fingerprint"]);
 }
 
 #[test]

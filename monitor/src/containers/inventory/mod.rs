@@ -246,6 +246,26 @@ impl Inventory {
         self.container(*serial)
     }
 
+    /// The container of a task of which no more is known than its cgroup's id and its mount
+    /// namespace. `path` is asked for the cgroup's path where the id alone does not tell.
+    pub fn of_task(
+        &self,
+        cgroup_id: u64,
+        path: impl FnOnce() -> Option<Vec<u8>>,
+        mount_namespace: u32,
+        time_boot_ns: u64,
+    ) -> Option<&Arc<Container>> {
+        let known = self.cgroups.peek(&cgroup_id).map(|entry| entry.state);
+        let state = known
+            .filter(|state| matches!(state, State::Container(_)))
+            .or_else(|| self.by_path(&path()?));
+        let serial = match state {
+            Some(State::Container(serial)) => Some(serial),
+            _ => self.in_namespace(mount_namespace, time_boot_ns),
+        };
+        self.container(serial?)
+    }
+
     fn in_namespace(&self, mount_namespace: u32, time_boot_ns: u64) -> Option<u64> {
         self.mount_namespaces
             .get(&mount_namespace)

@@ -134,6 +134,7 @@ fn judged_as(
         expected,
         bytes,
         head: b"head",
+        capability: None,
         libraries: &[],
         origin: Origin::Init,
         program: Some(&program),
@@ -473,4 +474,44 @@ fn scripts_are_judged_by_where_they_lie_and_what_they_hold() {
             ),
         ],
     );
+}
+
+#[test]
+fn the_images_bytes_with_more_privilege_are_modified() {
+    let sets = Tar::default().file("bin/tool", "tool").with_mode(0o4755);
+    let (plain, sets) = (image(), contents(vec![layer(sets).unwrap()]));
+    let raw = FileCapability {
+        permitted: 1 << 13,
+        ..FileCapability::default()
+    };
+    let check = |image: &Contents, role, mode: u32, flags, capability, expect: &str| {
+        let exec = exec("/bin/tool", |exec| {
+            exec.used.file.facts.mode = 0o100_000 | mode;
+            exec.used.file.facts.flags = flags;
+        });
+        let bytes = Bytes::Hashed(sha256("tool"));
+        let judgement = judged_as(role, &exec, &bytes, Expected::Verified(image), |facts| {
+            judge(&UseFacts {
+                capability,
+                ..facts.clone()
+            })
+        });
+        assert_eq!(shown(&judgement), expect, "{mode:o} {capability:?}");
+    };
+    let (program, upper) = (Role::Program, FILE_OVERLAY | FILE_UPPER);
+    let modified = "exec_modified Critical Modified";
+    check(&plain, program, 0o755, upper, None, "good MetadataChanged");
+    check(&plain, program, 0o4755, upper, None, modified);
+    check(&plain, program, 0o2755, upper, None, modified);
+    check(&plain, program, 0o755, upper, Some(raw), modified);
+    check(&sets, program, 0o4755, upper, None, "good MetadataChanged");
+    check(&sets, program, 0o6755, upper, None, modified);
+    // As chown leaves it.
+    check(&sets, program, 0o755, upper, None, "good MetadataChanged");
+    // Edited on the host.
+    check(&plain, program, 0o4755, FILE_OVERLAY, None, modified);
+    check(&plain, program, 0o755, FILE_OVERLAY, None, "confirmed");
+    // Nobody gains by mapping it.
+    let code = Role::Code { written: false };
+    check(&plain, code, 0o4755, upper, None, "good MetadataChanged");
 }

@@ -25,8 +25,8 @@ fn only_the_file_of_this_layer_and_version_is_read() {
         Err(DecodeError::OtherLayer(id))
     );
     let mut other = bytes.clone();
-    other[8] = 2;
-    assert_eq!(decode(&other, &id), Err(DecodeError::Version(2)));
+    other[8] = 3;
+    assert_eq!(decode(&other, &id), Err(DecodeError::Version(3)));
     other[0] = 0;
     assert_eq!(decode(&other, &id), Err(DecodeError::Magic));
     let longer = sealed(&[&bytes[44..], b"x"].concat());
@@ -41,7 +41,7 @@ fn only_the_file_of_this_layer_and_version_is_read() {
 fn sealed(body: &[u8]) -> Vec<u8> {
     [
         b"monlayer".as_slice(),
-        &1_u32.to_le_bytes(),
+        &2_u32.to_le_bytes(),
         &sha2::Sha256::digest(body),
         body,
     ]

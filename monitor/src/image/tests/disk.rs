@@ -1,4 +1,5 @@
 use std::{
+    collections::HashSet,
     fs,
     time::{Duration, SystemTime},
 };
@@ -14,7 +15,7 @@ fn files_longest_unused_go_first_and_leftovers_go_at_start() {
 
     let layers = ["a", "b", "c"].map(|name| layer(Tar::default().file(name, "x")).unwrap());
     for (age, layer) in layers.iter().enumerate() {
-        files.save(layer).unwrap();
+        files.save(layer, &HashSet::new()).unwrap();
         let file = fs::File::options()
             .write(true)
             .open(files.path(&layer.diff_id()))
@@ -30,8 +31,13 @@ fn files_longest_unused_go_first_and_leftovers_go_at_start() {
     let length = fs::metadata(files.path(&layers[0].diff_id()))
         .unwrap()
         .len();
-    files.trim(2 * length).unwrap();
+    // What is in use stays, however old.
+    let in_use = HashSet::from([layers[2].diff_id()]);
+    files.load(&layers[0].diff_id()).unwrap();
+    files.trim(2 * length, &in_use).unwrap();
     assert_eq!(files.count().unwrap(), 2);
     assert_eq!(files.load(&layers[1].diff_id()).unwrap(), None);
+    files.trim(0, &in_use).unwrap();
+    assert_eq!(files.count().unwrap(), 1);
     assert!(files.load(&layers[2].diff_id()).unwrap().is_some());
 }

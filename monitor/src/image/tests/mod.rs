@@ -52,6 +52,18 @@ impl Tar {
         self
     }
 
+    /// The mode of the last entry, which has a body of one block or none.
+    pub(crate) fn with_mode(mut self, mode: u32) -> Self {
+        let blocks = self.0.len() / 512;
+        let is_header = |index: &usize| self.0[index * 512 + 257..].starts_with(b"ustar");
+        let last = (0..blocks).rev().find(is_header).unwrap() * 512;
+        let mut header = tar::Header::from_byte_slice(&self.0[last..last + 512]).clone();
+        header.set_mode(mode);
+        header.set_cksum();
+        self.0[last..last + 512].copy_from_slice(header.as_bytes());
+        self
+    }
+
     fn entry(self, flag: u8, name: &str, link: &str, body: &[u8]) -> Self {
         let size = u64::try_from(body.len()).unwrap();
         self.raw(flag, name.as_bytes(), link.as_bytes(), size, body)
@@ -91,10 +103,84 @@ impl Tar {
         self.entry(b'x', "pax", "", &record)
     }
 
+    /// A further record of the pax header before.
+    fn pax_more(mut self, key: &str, value: &[u8]) -> Self {
+        let more = Self::default().pax(key, value).0;
+        let start = self.0.len() - 1024;
+        let header = self.0.get(start..start + 512).unwrap();
+        let sizes = [header, &more[..512]].map(|header| {
+            let header = tar::Header::from_byte_slice(header);
+            usize::try_from(header.size().unwrap()).unwrap()
+        });
+        let body = [
+            &self.0[start + 512..start + 512 + sizes[0]],
+            &more[512..512 + sizes[1]],
+        ]
+        .concat();
+        assert!(body.len() <= 512, "one block");
+        self.0.truncate(start);
+        self.entry(b'x', "pax", "", &body)
+    }
+
+    fn gnu_sparse(
+        mut self,
+        name: &str,
+        size: usize,
+        parts: &[(usize, usize)],
+        body: &[u8],
+    ) -> Self {
+        fn octal(field: &mut [u8; 12], number: usize) {
+            field.copy_from_slice(format!("{number:011o}\0").as_bytes());
+        }
+        let mut header = tar::Header::new_gnu();
+        header.set_size(u64::try_from(body.len()).unwrap());
+        header.set_mode(0o644);
+        header.set_uid(7);
+        header.set_gid(8);
+        header.set_mtime(0);
+        header.set_path(name).unwrap();
+        header.set_entry_type(tar::EntryType::GNUSparse);
+        let gnu = header.as_gnu_mut().unwrap();
+        octal(&mut gnu.realsize, size);
+        let (first, rest) = parts.split_at(parts.len().min(4));
+        for (entry, part) in gnu.sparse.iter_mut().zip(first) {
+            octal(&mut entry.offset, part.0);
+            octal(&mut entry.numbytes, part.1);
+        }
+        gnu.isextended = [u8::from(!rest.is_empty())];
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        let blocks: Vec<_> = rest.chunks(21).collect();
+        for (index, parts) in blocks.iter().enumerate() {
+            let mut block = tar::GnuExtSparseHeader::new();
+            for (entry, part) in block.sparse.iter_mut().zip(*parts) {
+                octal(&mut entry.offset, part.0);
+                octal(&mut entry.numbytes, part.1);
+            }
+            block.isextended = [u8::from(index + 1 < blocks.len())];
+            self.0.extend_from_slice(block.as_bytes());
+        }
+        self.0.extend_from_slice(body);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
     fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    let level = ruzstd::encoding::CompressionLevel::Fastest;
+    // Frames as lazily pulled images have them: several, and one to skip.
+    let (start, rest) = bytes.split_at(bytes.len() / 2);
+    [
+        ruzstd::encoding::compress_to_vec(start, level).as_slice(),
+        b"\x53\x2a\x4d\x18\x05\0\0\0table",
+        &ruzstd::encoding::compress_to_vec(rest, level),
+    ]
+    .concat()
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -1,4 +1,4 @@
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
@@ -285,4 +285,32 @@ async fn what_is_wrong_with_an_image_is_named_and_remembered() {
     assert!(store.contents("default", &good.id).await.is_ok());
     let stats = store.stats();
     assert_eq!((stats.failed, stats.failures_repeated), (10, 21));
+}
+
+#[tokio::test]
+async fn a_layer_that_cannot_be_written_is_served_and_written_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = Arc::new(MemoryBlobs::default());
+    let image = image(&blobs, "a", &[tar_of("base"), tar_of("one")]);
+    let path = directory.path().join("layers");
+    let store = open(&path, &blobs);
+    fs::remove_dir(&path).unwrap();
+    let contents = store.contents("default", &image.id).await.unwrap();
+    assert!(contents.lookup(b"/one").is_some());
+    let stats = store.stats();
+    assert_eq!((stats.not_saved, stats.unsaved), (2, 2));
+
+    fs::create_dir(&path).unwrap();
+    let all_saved = async {
+        while store.stats().unsaved > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all_saved)
+        .await
+        .unwrap();
+    assert_eq!(store.stats().layers_on_disk, 2);
+    let after = open(&path, &blobs);
+    after.contents("default", &image.id).await.unwrap();
+    assert_eq!(after.stats().loaded, 2);
 }

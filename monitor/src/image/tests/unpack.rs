@@ -1,10 +1,18 @@
-use super::*;
+use super::{
+    super::codec::{decode, encode},
+    *,
+};
 
 #[track_caller]
 fn check(tar: Tar, expect: &[&str]) {
     let tar = tar.end();
     // However the stream is cut and compressed, the layer is the same.
-    for (blob, chunk) in [(tar.clone(), 1), (tar.clone(), 1 << 20), (gzip(&tar), 7)] {
+    for (blob, chunk) in [
+        (tar.clone(), 1),
+        (tar.clone(), 1 << 20),
+        (gzip(&tar), 7),
+        (zstd(&tar), 7),
+    ] {
         let layer = read(&blob, &tar, chunk).unwrap();
         let lines: Vec<String> = listing(&layer).lines().map(str::to_owned).collect();
         assert_eq!(lines, expect);
@@ -223,6 +231,78 @@ fn names_and_numbers_are_read_as_go_reads_them() {
         tar().pax("size", b"1").raw(b'0', b"a", b"", 0, b"x"),
         &["a file 1 x"],
     );
+    // Sparse files: zeros where the archive holds nothing. All three pax forms and GNU's own.
+    let sparse = format!(
+        "{}a{}b{}",
+        "\0".repeat(3),
+        "\0".repeat(600),
+        "\0".repeat(70)
+    );
+    let expect = format!(
+        "big file {} {}",
+        sparse.len(),
+        digest_of(sparse.as_bytes()).0
+    );
+    let size = sparse.len().to_string();
+    check(
+        tar()
+            .pax("GNU.sparse.size", size.as_bytes())
+            .pax_more("GNU.sparse.numblocks", b"2")
+            .pax_more("GNU.sparse.offset", b"3")
+            .pax_more("GNU.sparse.numbytes", b"1")
+            .pax_more("GNU.sparse.offset", b"604")
+            .pax_more("GNU.sparse.numbytes", b"1")
+            .file("big", "ab")
+            .file("next", "x"),
+        &[&expect, "next file 1 x"],
+    );
+    check(
+        tar()
+            .pax("GNU.sparse.name", b"big")
+            .pax_more("GNU.sparse.size", size.as_bytes())
+            .pax_more("GNU.sparse.numblocks", b"2")
+            .pax_more("GNU.sparse.map", b"3,1,604,1")
+            .file("GNUSparseFile.0/big", "ab")
+            .file("next", "x"),
+        &[&expect, "next file 1 x"],
+    );
+    let mut body = b"2\n3\n1\n604\n1\n".to_vec();
+    body.resize(512, 0);
+    body.extend_from_slice(b"ab");
+    check(
+        tar()
+            .pax("GNU.sparse.major", b"1")
+            .pax_more("GNU.sparse.minor", b"0")
+            .pax_more("GNU.sparse.name", b"big")
+            .pax_more("GNU.sparse.realsize", size.as_bytes())
+            .entry(b'0', "GNUSparseFile.0/big", "", &body)
+            .file("next", "x"),
+        &[&expect, "next file 1 x"],
+    );
+    check(
+        tar()
+            .gnu_sparse("big", sparse.len(), &[(3, 1), (604, 1)], b"ab")
+            .file("next", "x"),
+        &[&expect, "next file 1 x"],
+    );
+    // More parts than a header has room for.
+    let parts: Vec<(usize, usize)> = (0..30).map(|index| (index * 2, 1)).collect();
+    let many = "x\0".repeat(30);
+    let expect = format!("many file 60 {}", digest_of(many.as_bytes()).0);
+    check(
+        tar()
+            .gnu_sparse("many", 60, &parts, &[b'x'; 30])
+            .file("next", "x"),
+        &[&expect, "next file 1 x"],
+    );
+    // A version that Go does not know is a file like any other.
+    check(
+        tar()
+            .pax("GNU.sparse.major", b"2")
+            .pax_more("GNU.sparse.name", b"big")
+            .file("a", "x"),
+        &["a file 1 x"],
+    );
     // What has no body has none, whatever its size says.
     check(
         tar().raw(b'2', b"s", b"t", 512, b"").file("a", "x"),
@@ -246,6 +326,31 @@ fn names_and_numbers_are_read_as_go_reads_them() {
     };
     assert_eq!(owner(b"a"), (0o644, 7, 8));
     assert_eq!(owner(b"b"), (0o644, 3_000_000_000, 8));
+}
+
+#[test]
+fn file_capabilities_are_kept_and_go_with_hard_links() {
+    let value = hex::decode("0100000200200000000000000000000000000000").unwrap();
+    let layer = layer(
+        Tar::default()
+            .pax("SCHILY.xattr.security.capability", &value)
+            .file("ping", "x")
+            .hardlink("ping6", "ping")
+            .pax("SCHILY.xattr.user.any", b"other")
+            .file("plain", "x"),
+    )
+    .unwrap();
+    let kept = decode(&encode(&layer), &layer.diff_id()).unwrap();
+    assert_eq!(kept, layer);
+    for layer in [layer, kept] {
+        let capability = |path: &[u8]| match layer.get(path) {
+            Some(Entry::Node { metadata, .. }) => metadata.capability,
+            other => panic!("{other:?}"),
+        };
+        assert!(capability(b"ping").is_some_and(|seen| seen.permitted == 1 << 13));
+        assert_eq!(capability(b"ping6"), capability(b"ping"));
+        assert_eq!(capability(b"plain"), None);
+    }
 }
 
 #[test]
@@ -339,10 +444,56 @@ fn what_a_layer_must_not_hold_is_refused_by_name() {
         tar().symlink("a", "b").symlink("b", "a").file("a/x", ""),
         r#"path "a/x" leads through more than 40 symlinks"#,
     );
-    check(tar().entry(b'S', "sparse", "", b""), "sparse file in layer");
+    let map = "malformed tar header: map of a sparse file";
+    // What the map tells must be there, in order and within the file.
+    for (numbers, body) in [
+        ("0,1", "ab"),
+        ("0,2", "a"),
+        ("4,1,0,1", "ab"),
+        ("0,1,0,1", "ab"),
+        ("9,2", "ab"),
+        ("18446744073709551615,2", "ab"),
+        ("0,1,3", "a"),
+    ] {
+        let count = numbers.matches(',').count().div_ceil(2);
+        check(
+            tar()
+                .pax("GNU.sparse.map", numbers.as_bytes())
+                .pax_more("GNU.sparse.numblocks", count.to_string().as_bytes())
+                .pax_more("GNU.sparse.size", b"10")
+                .file("x", body),
+            map,
+        );
+    }
     check(
-        tar().pax("GNU.sparse.major", b"1").file("x", ""),
-        "sparse file in layer",
+        tar()
+            .pax("GNU.sparse.major", b"1")
+            .pax_more("GNU.sparse.minor", b"0")
+            .file("x", &format!("{}\n", 1 << 30)),
+        map,
+    );
+    check(
+        tar()
+            .pax("GNU.sparse.major", b"1")
+            .pax_more("GNU.sparse.minor", b"0")
+            .file("x", "99\n"),
+        "truncated layer",
+    );
+    // Holes take no bytes of the archive, yet time to hash.
+    check(
+        tar()
+            .pax("GNU.sparse.map", b"0,0")
+            .pax_more("GNU.sparse.numblocks", b"1")
+            .pax_more("GNU.sparse.size", b"9000000000000000000")
+            .file("x", ""),
+        "uncompressed layer, or the holes of its sparse files, of more than 68719476736 bytes",
+    );
+    check(tar().entry(b'S', "sparse", "", b""), map);
+    check(
+        tar()
+            .pax("SCHILY.xattr.security.capability", b"any")
+            .file("x", ""),
+        "malformed tar header: file capability",
     );
     check(
         tar().entry(b'7', "x", "", b""),
@@ -422,10 +573,21 @@ fn bytes_that_are_not_those_of_the_digests_are_refused() {
     let mut corrupt = zipped.clone();
     corrupt[zipped.len() - 8] ^= 1;
     check(&corrupt, &whole, "cannot decompress: ");
+    check(&[0x28, 0xb5, 0x2f, 0xfd, 0], &whole, "cannot decompress: ");
+    let squeezed = zstd(&whole);
+    for end in [6, 30, squeezed.len() - 1] {
+        check(&squeezed[..end], &whole, "cannot decompress: ");
+    }
     check(
-        &[0x28, 0xb5, 0x2f, 0xfd, 0],
+        &[squeezed.as_slice(), b"garbage"].concat(),
         &whole,
-        "unsupported compression zstd",
+        "cannot decompress: ",
+    );
+    // A window of 4 GiB is memory that a few bytes ask for.
+    check(
+        &[0x28, 0xb5, 0x2f, 0xfd, 0, 22 << 3, 1, 0, 0],
+        &whole,
+        "cannot decompress: Specified window_size is too big",
     );
 
     // Where the blob is another one, that is the fault, whatever else it leads to.
@@ -450,5 +612,12 @@ fn bytes_that_are_not_those_of_the_digests_are_refused() {
     ]);
     let reader = BlobReader::new(runtime().handle().clone(), Box::pin(stream));
     let error = read_layer(reader, &digest_of(&zipped), &digest_of(&whole)).unwrap_err();
+    assert!(matches!(error, LayerError::Blob(seen) if seen == broken));
+    let stream = tokio_stream::iter([
+        Ok(Bytes::copy_from_slice(&squeezed[..20])),
+        Err(broken.clone()),
+    ]);
+    let reader = BlobReader::new(runtime().handle().clone(), Box::pin(stream));
+    let error = read_layer(reader, &digest_of(&squeezed), &digest_of(&whole)).unwrap_err();
     assert!(matches!(error, LayerError::Blob(seen) if seen == broken));
 }

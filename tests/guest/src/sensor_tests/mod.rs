@@ -28,12 +28,13 @@ macro_rules! equal {
 
 mod account;
 mod code;
+mod connect;
 mod exec;
 mod open;
 mod path;
 mod process;
 
-pub use self::{account::*, code::*, exec::*, open::*, path::*, process::*};
+pub use self::{account::*, code::*, connect::*, exec::*, open::*, path::*, process::*};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -70,8 +71,10 @@ macro_rules! for_each_sensor_test {
             a_mapped_file_is_held_after_its_removal
             what_is_remembered_is_not_sent_again
             a_script_given_to_an_interpreter_is_opened
+            an_open_for_writing_is_told_as_such
             standard_input_of_an_interpreter_is_told
-            other_programs_open_what_they_like
+            what_other_programs_open_is_no_code
+            a_peer_is_told_until_it_is_remembered
             a_fork_is_told_with_both_processes
             every_run_of_the_hook_is_accounted_for
             the_verifier_is_far_from_its_limit

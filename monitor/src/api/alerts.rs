@@ -1,0 +1,541 @@
+//! The calls about alerts: a conversation, pages, one of them.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use monitor_api::v1::{
+    Alert, AlertsRequest, AlertsResponse, GetAlertRequest, GetAlertResponse, ListAlertsRequest,
+    ListAlertsResponse,
+    alerts_request::{self, start::Position},
+    alerts_response::{Acknowledged, Expired, Gap, Heartbeat, JournalChanged, Response},
+    get_alert_request,
+};
+use prost::Message as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tonic::{Status, Streaming};
+use ulid::Ulid;
+
+use super::{HEARTBEAT_INTERVAL, REQUEST_TIME_MAX, server::stopped, service::within};
+use crate::alerts::{
+    AlertLog, AlertReader, Delivery, Filter, Next, Start, consumers::NAME_BYTES_MAX,
+};
+
+/// Alerts of a page when none are asked for.
+const PAGE_SIZE: u32 = 100;
+
+/// Most alerts of a page.
+const PAGE_SIZE_MAX: u32 = 1000;
+
+/// Most bytes of a page's alerts: with one more alert it is below
+/// [`monitor_api::MESSAGE_BYTES_MAX`].
+const PAGE_BYTES_MAX: usize = 2 << 20;
+
+/// Most alerts that are looked at for one page.
+const SCANNED_MAX: usize = 10_000;
+
+/// Alerts that are looked at before other tasks have their turn.
+const SCANNED_AT_ONCE: usize = 64;
+
+/// Least time between heartbeats that say how far a filter has looked.
+const POSITION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One conversation about alerts.
+pub(super) struct AlertStream {
+    pub(super) log: AlertLog,
+    pub(super) requests: Streaming<AlertsRequest>,
+    pub(super) responses: mpsc::Sender<Result<AlertsResponse, Status>>,
+    pub(super) shutdown: watch::Receiver<bool>,
+    pub(super) _permit: OwnedSemaphorePermit,
+}
+
+/// What the first request asked for, and how far it is.
+struct Wanted {
+    reader: AlertReader,
+    filter: Option<Filter>,
+    consumer: Option<Consumer>,
+    /// Alerts that may be sent; `None` is no limit.
+    credits: Option<u64>,
+    journal_changed: Option<JournalChanged>,
+    /// Alerts were not wanted since the last message.
+    skipped: usize,
+    heard: Instant,
+}
+
+/// The consumer that reads.
+struct Consumer {
+    name: String,
+    /// Ends when another stream reads under the name.
+    alone: watch::Receiver<()>,
+    saved: watch::Receiver<u64>,
+    /// The number of the last acknowledgement that is not told as kept, and its cursor.
+    pending: Option<(u64, u64)>,
+}
+
+impl Consumer {
+    /// Waits until the pending acknowledgement is kept, or another stream reads under the name.
+    async fn event(&mut self) -> Event {
+        let number = self.pending.map_or(u64::MAX, |(number, _)| number);
+        tokio::select! {
+            // It ends with its sender, and says nothing before.
+            _ = self.alone.changed() => Event::Superseded,
+            Ok(_) = self.saved.wait_for(|saved| *saved >= number) => {
+                let (_, cursor) = self.pending.take().unwrap_or_default();
+                Event::Kept(cursor)
+            }
+        }
+    }
+}
+
+/// What a conversation goes on with.
+enum Event {
+    Next(Next),
+    Request(Option<AlertsRequest>),
+    Kept(u64),
+    Superseded,
+    Heartbeat,
+    Gone,
+    Stopping,
+}
+
+impl AlertStream {
+    pub(super) async fn run(mut self) {
+        if let Err(status) = self.converse().await {
+            // A client that is gone does not need to be told why.
+            let _ = self.responses.send(Err(status)).await;
+        }
+    }
+
+    async fn converse(&mut self) -> Result<(), Status> {
+        let mut wanted = self.start().await?;
+        let mut memory_only = self.log.memory_only();
+        let mut may_request = true;
+        let mut first = vec![self.heartbeat(&wanted)];
+        first.extend(wanted.journal_changed.take().map(Response::JournalChanged));
+        for response in first {
+            if !self.send(response).await {
+                return Ok(());
+            }
+        }
+        loop {
+            let may_send = wanted.credits != Some(0);
+            let is_stopping = *self.shutdown.borrow() || self.shutdown.has_changed().is_err();
+            let event = if is_stopping {
+                match wanted.reader.try_next().await {
+                    Some(next) if may_send => Event::Next(next),
+                    _ => return Err(Status::unavailable("the daemon is stopping")),
+                }
+            } else {
+                let due = wanted.heartbeat_due();
+                tokio::select! {
+                    next = wanted.reader.next(), if may_send => Event::Next(next),
+                    request = self.requests.message(), if may_request => Event::Request(request?),
+                    event = consumer_event(&mut wanted.consumer) => event,
+                    Ok(()) = memory_only.changed() => Event::Heartbeat,
+                    () = sleep_until(due) => Event::Heartbeat,
+                    () = self.responses.closed() => Event::Gone,
+                    () = stopped(&mut self.shutdown) => Event::Stopping,
+                }
+            };
+            let response = match event {
+                Event::Next(next) => match wanted.response(next)? {
+                    Some(response) => response,
+                    None => {
+                        if wanted.skipped.is_multiple_of(SCANNED_AT_ONCE) {
+                            tokio::task::yield_now().await;
+                        }
+                        continue;
+                    }
+                },
+                Event::Request(Some(request)) => {
+                    self.heed(&mut wanted, &request)?;
+                    continue;
+                }
+                // The client has said all that it wants; it goes on reading.
+                Event::Request(None) => {
+                    may_request = false;
+                    continue;
+                }
+                Event::Kept(cursor) => Response::Acknowledged(Acknowledged { cursor }),
+                Event::Superseded => {
+                    return Err(Status::aborted(
+                        "another stream reads under this consumer's name now",
+                    ));
+                }
+                Event::Heartbeat => {
+                    wanted.skipped = 0;
+                    self.heartbeat(&wanted)
+                }
+                Event::Gone => return Ok(()),
+                Event::Stopping => continue,
+            };
+            wanted.heard = Instant::now();
+            if !self.send(response).await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What the first request asks for.
+    async fn start(&mut self) -> Result<Wanted, Status> {
+        let request = tokio::select! {
+            request = within(self.requests.message()) => request??,
+            () = stopped(&mut self.shutdown) => {
+                return Err(Status::unavailable("the daemon is stopping"));
+            }
+        };
+        let start = request
+            .and_then(|request| request.start)
+            .unwrap_or_default();
+        let consumer = self.consumer(&start)?;
+        let filter = filter(&start.filter)?;
+        let delivery = if start.durable {
+            Delivery::Durable
+        } else {
+            Delivery::Written
+        };
+        let (journal, position) = self.position(&start)?;
+        let is_of_another = !journal.is_empty() && journal != self.log.journal();
+        let reader = match position {
+            _ if is_of_another => self.log.subscribe(Start::Oldest, delivery),
+            Place::At(start) => self.log.subscribe(start, delivery),
+            Place::Time(time) => Ok(self.log.subscribe_at(time, delivery)),
+        };
+        let reader = reader.map_err(|error| {
+            Status::out_of_range(format!(
+                "{error}; it is of another journal: start at the oldest"
+            ))
+        })?;
+        Ok(Wanted {
+            reader,
+            filter,
+            consumer,
+            credits: start.credits,
+            journal_changed: is_of_another.then(|| JournalChanged {
+                from: journal,
+                to: self.log.journal().to_owned(),
+            }),
+            skipped: 0,
+            heard: Instant::now(),
+        })
+    }
+
+    fn consumer(&self, start: &alerts_request::Start) -> Result<Option<Consumer>, Status> {
+        let name = &start.consumer;
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let is_name = name.len() <= NAME_BYTES_MAX
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+        if !is_name {
+            return Err(Status::invalid_argument(format!(
+                "consumer must have at most {NAME_BYTES_MAX} letters, digits, `.`, `_` and `-`"
+            )));
+        }
+        let consumers = self.log.consumers();
+        Ok(Some(Consumer {
+            alone: consumers.begin(name),
+            saved: consumers.saved(),
+            name: name.clone(),
+            pending: None,
+        }))
+    }
+
+    /// The journal and the place in it that the client means.
+    fn position(&self, start: &alerts_request::Start) -> Result<(String, Place), Status> {
+        let place = match &start.position {
+            Some(Position::After(cursor)) => Place::At(Start::After(*cursor)),
+            Some(Position::Oldest(_)) => Place::At(Start::Oldest),
+            Some(Position::Now(_)) => Place::At(Start::Now),
+            Some(Position::Last(count)) => Place::At(Start::Last(*count)),
+            Some(Position::Time(time)) => Place::Time(*time),
+            Some(Position::Acknowledged(_)) if start.consumer.is_empty() => {
+                return Err(Status::invalid_argument(
+                    "only a named consumer has acknowledged something: give `consumer`",
+                ));
+            }
+            Some(Position::Acknowledged(_)) => {
+                let before = self.log.consumers().get(&start.consumer);
+                return Ok(before.map_or(
+                    (start.journal.clone(), Place::At(Start::Oldest)),
+                    |before| (before.journal, Place::At(Start::After(before.cursor))),
+                ));
+            }
+            None => {
+                return Err(Status::invalid_argument(
+                    "the first request must say where to start: after, oldest, now, last, time or acknowledged",
+                ));
+            }
+        };
+        Ok((start.journal.clone(), place))
+    }
+
+    /// Does what a further request says.
+    fn heed(&self, wanted: &mut Wanted, request: &AlertsRequest) -> Result<(), Status> {
+        if request.start.is_some() {
+            return Err(Status::invalid_argument(
+                "only the first request of an alert stream says where to start",
+            ));
+        }
+        if request.credits > 0 {
+            let credits = wanted.credits.as_mut().ok_or_else(|| {
+                Status::invalid_argument("credits are only counted if the first request has some")
+            })?;
+            *credits = credits.saturating_add(request.credits);
+        }
+        if request.acknowledge > 0 {
+            let position = wanted.reader.position();
+            let consumer = wanted.consumer.as_mut().ok_or_else(|| {
+                Status::invalid_argument("only a named consumer acknowledges: give `consumer`")
+            })?;
+            if request.acknowledge > position {
+                return Err(Status::out_of_range(format!(
+                    "cursor {} was not sent yet; the stream is at {position}",
+                    request.acknowledge
+                )));
+            }
+            let consumers = self.log.consumers();
+            let number = consumers
+                .acknowledge(&consumer.name, self.log.journal(), request.acknowledge)
+                .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+            consumer.pending = Some((number, request.acknowledge));
+        }
+        Ok(())
+    }
+
+    fn heartbeat(&self, wanted: &Wanted) -> Response {
+        let memory_only = self.log.summary().memory_only;
+        Response::Heartbeat(Heartbeat {
+            journal: self.log.journal().to_owned(),
+            cursor: self.log.newest(),
+            durable_cursor: self.log.durable(),
+            position: wanted.reader.position(),
+            memory_only: memory_only.map_or(String::new(), |(_, reason)| reason),
+            filter_failed: wanted.filter.as_ref().map_or(0, Filter::failed),
+        })
+    }
+
+    /// Waits for the client to make room; false if it is gone.
+    async fn send(&self, response: Response) -> bool {
+        self.responses
+            .send(Ok(AlertsResponse {
+                response: Some(response),
+            }))
+            .await
+            .is_ok()
+    }
+}
+
+/// Where a stream starts.
+enum Place {
+    At(Start),
+    Time(prost_types::Timestamp),
+}
+
+/// What happens to the consumer; nothing ever, if the stream has no name.
+async fn consumer_event(consumer: &mut Option<Consumer>) -> Event {
+    match consumer {
+        Some(consumer) => consumer.event().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Wanted {
+    /// The message for what the reader gave, if it is wanted.
+    fn response(&mut self, next: Next) -> Result<Option<Response>, Status> {
+        match next {
+            Next::Alert(alert) => {
+                if !wants(&mut self.filter, &alert)? {
+                    self.skipped += 1;
+                    return Ok(None);
+                }
+                self.skipped = 0;
+                if let Some(credits) = &mut self.credits {
+                    *credits = credits.saturating_sub(1);
+                }
+                let alert = Box::new(Arc::unwrap_or_clone(alert));
+                Ok(Some(Response::Alert(alert)))
+            }
+            Next::Expired { from, before } => Ok(Some(Response::Expired(Expired { from, before }))),
+            Next::Gap {
+                from,
+                before,
+                reason,
+            } => Ok(Some(Response::Gap(Gap {
+                from,
+                before,
+                reason: reason.name().to_owned(),
+            }))),
+        }
+    }
+
+    fn heartbeat_due(&self) -> Instant {
+        let silence = if self.skipped > 0 {
+            POSITION_INTERVAL
+        } else {
+            HEARTBEAT_INTERVAL
+        };
+        self.heard + silence
+    }
+}
+
+fn filter(expression: &str) -> Result<Option<Filter>, Status> {
+    if expression.is_empty() {
+        return Ok(None);
+    }
+    Filter::new(expression)
+        .map(Some)
+        .map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn wants(filter: &mut Option<Filter>, alert: &Alert) -> Result<bool, Status> {
+    filter.as_mut().map_or(Ok(true), |filter| {
+        filter
+            .wants(alert)
+            .map_err(|error| Status::resource_exhausted(error.to_string()))
+    })
+}
+
+/// A page of alerts.
+pub(super) async fn list(
+    log: &AlertLog,
+    request: &ListAlertsRequest,
+) -> Result<ListAlertsResponse, Status> {
+    let size = match request.page_size {
+        0 => PAGE_SIZE,
+        size if size <= PAGE_SIZE_MAX => size,
+        size => {
+            return Err(Status::invalid_argument(format!(
+                "page_size is {size}; at most {PAGE_SIZE_MAX} are given"
+            )));
+        }
+    };
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    let mut filter = filter(&request.filter)?;
+    let mut reader = first_of_page(log, request)?;
+    let mut page = ListAlertsResponse::default();
+    let mut bytes = 0;
+    for scanned in 1.. {
+        match reader.try_next().await {
+            None => return Ok(page),
+            Some(Next::Alert(alert)) => {
+                if wants(&mut filter, &alert)? {
+                    bytes += alert.encoded_len();
+                    page.alerts.push(Arc::unwrap_or_clone(alert));
+                }
+            }
+            Some(Next::Expired { from, before }) => page.expired.push(Expired { from, before }),
+            Some(Next::Gap {
+                from,
+                before,
+                reason,
+            }) => page.gaps.push(Gap {
+                from,
+                before,
+                reason: reason.name().to_owned(),
+            }),
+        }
+        if page.alerts.len() >= size || bytes >= PAGE_BYTES_MAX || scanned >= SCANNED_MAX {
+            break;
+        }
+        if scanned.is_multiple_of(SCANNED_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
+    page.next_page_token = format!("{}/{}", log.journal(), reader.position());
+    Ok(page)
+}
+
+fn first_of_page(log: &AlertLog, request: &ListAlertsRequest) -> Result<AlertReader, Status> {
+    if request.page_token.is_empty() {
+        let delivery = Delivery::Written;
+        return match request.from {
+            Some(time) => Ok(log.subscribe_at(time, delivery)),
+            None => log
+                .subscribe(Start::Oldest, delivery)
+                .map_err(|error| Status::out_of_range(error.to_string())),
+        };
+    }
+    let (journal, cursor) = request
+        .page_token
+        .split_once('/')
+        .and_then(|(journal, cursor)| Some((journal, cursor.parse().ok()?)))
+        .ok_or_else(|| Status::invalid_argument("page_token is none that an earlier page gave"))?;
+    if journal != log.journal() {
+        return Err(Status::failed_precondition(format!(
+            "the journal is {} now; list again from the first page",
+            log.journal()
+        )));
+    }
+    log.subscribe(Start::After(cursor), Delivery::Written)
+        .map_err(|error| Status::out_of_range(error.to_string()))
+}
+
+/// One alert.
+pub(super) async fn get(
+    log: &AlertLog,
+    request: &GetAlertRequest,
+) -> Result<GetAlertResponse, Status> {
+    let found = match &request.alert {
+        Some(get_alert_request::Alert::Cursor(cursor)) => by_cursor(log, *cursor).await,
+        Some(get_alert_request::Alert::Id(id)) => {
+            let id = Ulid::from_string(id)
+                .map_err(|_| Status::invalid_argument("id is no ULID of 26 characters"))?;
+            timeout(REQUEST_TIME_MAX, by_id(log, id))
+                .await
+                .map_err(|_| Status::deadline_exceeded("the journal is too long to look through"))?
+        }
+        None => return Err(Status::invalid_argument("give a cursor or an id")),
+    };
+    match found {
+        Some(alert) => Ok(GetAlertResponse {
+            alert: Some(Arc::unwrap_or_clone(alert)),
+        }),
+        None => Err(Status::not_found(
+            "no such alert is kept; it may have expired, or be of another journal",
+        )),
+    }
+}
+
+async fn by_cursor(log: &AlertLog, cursor: u64) -> Option<Arc<Alert>> {
+    let before = Start::After(cursor.checked_sub(1)?);
+    let mut reader = log.subscribe(before, Delivery::Written).ok()?;
+    match reader.try_next().await? {
+        Next::Alert(alert) => Some(alert),
+        Next::Expired { .. } | Next::Gap { .. } => None,
+    }
+}
+
+/// The last revision, which is in memory or among all that was written since the id was made.
+async fn by_id(log: &AlertLog, id: Ulid) -> Option<Arc<Alert>> {
+    let text = id.to_string();
+    if let Some(alert) = log
+        .recent()
+        .into_iter()
+        .rev()
+        .find(|alert| alert.id == text)
+    {
+        return Some(alert);
+    }
+    let made = i64::try_from(id.timestamp_ms()).ok();
+    let made = Timestamp::from_millisecond(made?).ok()?;
+    let mut reader = log.subscribe_at(crate::alerts::build::timestamp(made), Delivery::Written);
+    let mut found = None;
+    let mut scanned = 0_usize;
+    while let Some(next) = reader.try_next().await {
+        if let Next::Alert(alert) = next
+            && alert.id == text
+        {
+            found = Some(alert);
+        }
+        scanned += 1;
+        if scanned.is_multiple_of(SCANNED_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
+    found
+}

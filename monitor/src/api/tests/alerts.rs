@@ -1,0 +1,194 @@
+//! What the calls about alerts do beyond replaying and following.
+
+use monitor_api::v1::{
+    Alert, GetAlertRequest, ListAlertsRequest, Severity, get_alert_request::Alert as Which,
+};
+
+use super::*;
+
+fn request(change: impl FnOnce(&mut Start)) -> AlertsRequest {
+    let mut start = Start {
+        position: Some(Position::After(0)),
+        ..Start::default()
+    };
+    change(&mut start);
+    AlertsRequest {
+        start: Some(start),
+        ..AlertsRequest::default()
+    }
+}
+
+fn acknowledge(cursor: u64) -> AlertsRequest {
+    AlertsRequest {
+        acknowledge: cursor,
+        ..AlertsRequest::default()
+    }
+}
+
+fn credits(credits: u64) -> AlertsRequest {
+    AlertsRequest {
+        credits,
+        ..AlertsRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_journal_is_answered_with_all_there_is() {
+    let fixture = Fixture::new();
+    fixture.append(2);
+    let mut client = fixture.client().await;
+    let first = start("another", Some(Position::After(70)));
+    let (_send, mut stream) = open(&mut client, first).await;
+    expect(&mut stream, &["=2", "another journal", "1", "2"]).await;
+}
+
+#[tokio::test]
+async fn a_named_consumer_resumes_after_what_it_acknowledged() {
+    let fixture = Fixture::new();
+    fixture.append(3);
+    let mut client = fixture.client().await;
+    let named = || {
+        request(|start| {
+            start.consumer = "soc".to_owned();
+            start.position = Some(Position::Acknowledged(Acknowledged {}));
+        })
+    };
+    let (send, mut stream) = open(&mut client, named()).await;
+    expect(&mut stream, &["=3", "1", "2", "3"]).await;
+    send.send(acknowledge(2)).await.unwrap();
+    expect(&mut stream, &["+2"]).await;
+    let (second, mut resumed) = open(&mut client, named()).await;
+    expect(&mut resumed, &["=3", "3"]).await;
+    assert_eq!(
+        next(&mut stream).await,
+        Err(Code::Aborted),
+        "one of a name reads"
+    );
+    second.send(acknowledge(4)).await.unwrap();
+    assert_eq!(next(&mut resumed).await, Err(Code::OutOfRange));
+
+    let (send, mut nameless) = open(&mut client, request(|_| {})).await;
+    expect(&mut nameless, &["=3", "1", "2", "3"]).await;
+    send.send(acknowledge(1)).await.unwrap();
+    assert_eq!(next(&mut nameless).await, Err(Code::InvalidArgument));
+}
+
+#[tokio::test]
+async fn no_more_is_sent_than_credits_allow() {
+    let fixture = Fixture::new();
+    fixture.append(5);
+    let mut client = fixture.client().await;
+    let first = request(|start| {
+        start.credits = Some(2);
+        start.consumer = "soc".to_owned();
+    });
+    let (send, mut stream) = open(&mut client, first).await;
+    expect(&mut stream, &["=5", "1", "2"]).await;
+    // The answer to this comes before any further alert.
+    send.send(acknowledge(1)).await.unwrap();
+    expect(&mut stream, &["+1"]).await;
+    send.send(credits(2)).await.unwrap();
+    expect(&mut stream, &["3", "4"]).await;
+}
+
+#[tokio::test]
+async fn a_filter_chooses_and_the_heartbeat_says_how_far_it_looked() {
+    let fixture = Fixture::new();
+    fixture.append(2);
+    let severity = Severity::Critical.into();
+    fixture.log.append(Alert {
+        severity,
+        ..Alert::default()
+    });
+    fixture.append(2);
+    let mut client = fixture.client().await;
+    let first = request(|start| start.filter = "severity == 'critical'".to_owned());
+    let (_send, mut stream) = open(&mut client, first).await;
+    expect(&mut stream, &["=5", "3"]).await;
+    let Some(Response::Heartbeat(heartbeat)) = stream.message().await.unwrap().unwrap().response
+    else {
+        panic!("no heartbeat")
+    };
+    assert_eq!((heartbeat.position, heartbeat.filter_failed), (5, 0));
+}
+
+#[tokio::test]
+async fn a_stream_starts_at_a_time() {
+    let fixture = Fixture::new();
+    let at = |seconds| prost_types::Timestamp { seconds, nanos: 0 };
+    for seconds in [10, 20, 30] {
+        fixture.log.append(Alert {
+            observed_time: Some(at(seconds)),
+            ..Alert::default()
+        });
+    }
+    let mut client = fixture.client().await;
+    for (seconds, expected) in [
+        (5, vec!["1", "2", "3"]),
+        (11, vec!["2", "3"]),
+        (20, vec!["2"]),
+    ] {
+        let first = request(|start| start.position = Some(Position::Time(at(seconds))));
+        let (_send, mut stream) = open(&mut client, first).await;
+        expect(&mut stream, &["=3"]).await;
+        expect(&mut stream, &expected).await;
+    }
+}
+
+#[tokio::test]
+async fn alerts_are_listed_in_pages() {
+    let fixture = Fixture::with(AlertLog::bounded(5, usize::MAX));
+    fixture.append(7);
+    let mut client = fixture.client().await;
+    let mut list = async |page_token: &str, page_size| {
+        let request = ListAlertsRequest {
+            page_token: page_token.to_owned(),
+            page_size,
+            ..ListAlertsRequest::default()
+        };
+        client
+            .list_alerts(request)
+            .await
+            .map(tonic::Response::into_inner)
+    };
+    let cursors = |alerts: &[Alert]| alerts.iter().map(|alert| alert.cursor).collect::<Vec<_>>();
+    let first = list("", 3).await.unwrap();
+    assert_eq!(cursors(&first.alerts), [3, 4, 5]);
+    let second = list(&first.next_page_token, 3).await.unwrap();
+    assert_eq!(cursors(&second.alerts), [6, 7]);
+    assert_eq!(second.next_page_token, "");
+    let token = format!("{}/1", fixture.log.journal());
+    let expired = list(&token, 1).await.unwrap();
+    assert_eq!(expired.expired.len(), 1);
+    assert_eq!(code(list("another/1", 3).await), Code::FailedPrecondition);
+    assert_eq!(code(list("nonsense", 3).await), Code::InvalidArgument);
+    assert_eq!(code(list("", 1001).await), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn one_alert_is_found_by_cursor_and_in_its_last_revision_by_id() {
+    let fixture = Fixture::new();
+    let id = ulid::Ulid::new().to_string();
+    for revision in 1..=3 {
+        fixture.log.append(Alert {
+            id: id.clone(),
+            revision,
+            ..Alert::default()
+        });
+    }
+    let mut client = fixture.client().await;
+    let mut get = async |alert| {
+        let found = client.get_alert(GetAlertRequest { alert }).await;
+        found.map(|found| found.into_inner().alert.unwrap().revision)
+    };
+    assert_eq!(get(Some(Which::Cursor(2))).await.unwrap(), 2);
+    assert_eq!(get(Some(Which::Id(id))).await.unwrap(), 3);
+    assert_eq!(code(get(Some(Which::Cursor(4))).await), Code::NotFound);
+    let another = ulid::Ulid::new().to_string();
+    assert_eq!(code(get(Some(Which::Id(another))).await), Code::NotFound);
+    assert_eq!(
+        code(get(Some(Which::Id("x".to_owned()))).await),
+        Code::InvalidArgument
+    );
+    assert_eq!(code(get(None).await), Code::InvalidArgument);
+}

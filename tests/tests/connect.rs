@@ -1,0 +1,71 @@
+//! The cost and the account of connects, by the daemon's own figures.
+#![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tests::{
+    alerts::text,
+    require,
+    world::{BASE, World},
+};
+
+/// What became of connects so far; fails if a run of the hook is missing in it.
+fn account(world: &World) -> Result<[u64; 3]> {
+    let status = world.daemon.status()?;
+    let hooks = status.pointer("/hooks").and_then(Value::as_array);
+    let mut hooks = hooks.into_iter().flatten();
+    let hook = hooks
+        .find(|hook| text(hook, "/event") == Some("connect"))
+        .context("no connect hook")?;
+    let count = |name: &str| {
+        let count = hook.get(name).and_then(Value::as_u64);
+        count.with_context(|| format!("{name}: {hook}"))
+    };
+    let (remembered, submitted, full) = (
+        count("remembered")?,
+        count("submitted")?,
+        count("ring_full")?,
+    );
+    let became = count("unwatched")? + remembered + submitted + full + count("unreadable")?;
+    ensure!(count("seen")? == became, "{hook}");
+    Ok([remembered, submitted, full])
+}
+
+#[test]
+fn a_peer_is_told_a_few_times_and_then_remembered() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    const TIMES: u64 = 1_000_000;
+    let world = World::start()?;
+    let before = account(&world)?;
+    let line = format!("probe send-often {TIMES} 192.0.2.1 9");
+    ensure!(world.raised_by(BASE, &line)?.is_empty(), "an alert");
+    let after = account(&world)?;
+    let [remembered, submitted, full] = [0, 1, 2].map(|of| after[of] - before[of]);
+    println!("{TIMES} sends: {remembered} remembered, {submitted} submitted, {full} lost");
+    ensure!(remembered + submitted >= TIMES && full == 0, "{full} lost");
+    // The containers of the test itself and others of the machine reach for peers as well.
+    ensure!(submitted < 100, "{submitted} submitted");
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_peers_costs_no_exec() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let world = World::start()?;
+    let line =
+        "probe send-ports 192.0.2.1; probe send-ports 192.0.2.2; probe run-copy /tmp/x salt true";
+    let alerts = world.raised_by(BASE, line)?;
+    let kinds: Vec<_> = alerts
+        .iter()
+        .filter_map(|alert| text(alert, "/kind"))
+        .collect();
+    // What was lost of the flood is told, in as many gaps as it took.
+    let others: Vec<_> = kinds
+        .iter()
+        .filter(|kind| **kind != "coverage_gap")
+        .collect();
+    ensure!(others == [&"exec_added"], "{kinds:?}");
+    let [remembered, submitted, full] = account(&world)?;
+    println!("{remembered} remembered, {submitted} submitted, {full} lost");
+    Ok(())
+}
