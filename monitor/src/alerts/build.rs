@@ -218,8 +218,6 @@ fn attack(finding: &Finding) -> &'static [&'static str] {
         Kind::CodeMemory => &["T1620"],
         // Unsecured Credentials.
         Kind::OpenSensitive => &["T1552"],
-        // Compromise Host Software Binary; Data Manipulation.
-        Kind::ImageFileModified => &["T1554", "T1565"],
         Kind::ImageUnknown => &["T1610"],
         // That bytes could not be compared is nobody's technique.
         Kind::ContentUnverifiable => &[],
