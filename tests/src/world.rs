@@ -198,3 +198,16 @@ static SHARED: Mutex<Option<Result<Arc<World>, String>>> = Mutex::new(None);
 extern "C" fn remove_shared() {
     drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
 }
+
+/// One test per behaviour, so that a failure names it: a shell line in a container of [`BASE`] in the
+/// shared world, and the alerts that it must raise.
+#[macro_export]
+macro_rules! behaviours {
+    ($($name:ident: $line:expr => $expect:expr;)+) => {$(
+        #[test]
+        fn $name() -> anyhow::Result<()> {
+            $crate::require!(Root, Containerd, Busybox, Btf);
+            $crate::world::shared()?.check($crate::world::BASE, $line, &$expect)
+        }
+    )+};
+}

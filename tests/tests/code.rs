@@ -4,20 +4,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
     alerts::text,
-    require,
+    behaviours, require,
     world::{BASE, World, shared},
 };
-
-/// One test per behaviour, so that a failure names it.
-macro_rules! behaviours {
-    ($($name:ident: $line:expr => $expect:expr;)+) => {$(
-        #[test]
-        fn $name() -> Result<()> {
-            require!(Root, Containerd, Busybox, Btf);
-            shared()?.check(BASE, $line, &$expect)
-        }
-    )+};
-}
 
 behaviours! {
     a_file_of_the_image_raises_nothing:

@@ -5,21 +5,11 @@ use std::fs;
 use anyhow::{Result, bail, ensure};
 use tests::{
     alerts::text,
+    behaviours,
     containerd::Run,
     require,
     world::{BASE, shared},
 };
-
-/// One test per behaviour, so that a failure names it.
-macro_rules! behaviours {
-    ($($name:ident: $line:expr => $expect:expr;)+) => {$(
-        #[test]
-        fn $name() -> Result<()> {
-            require!(Root, Containerd, Busybox, Btf);
-            shared()?.check(BASE, $line, &$expect)
-        }
-    )+};
-}
 
 behaviours! {
     a_sensitive_file_is_told_once:
