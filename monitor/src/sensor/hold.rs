@@ -188,7 +188,9 @@ impl Holder {
     ///
     /// By the time its record is read, the process may have gone on to execute something else, so
     /// that the queue holds files of several execs. Those of the first end with its program, or with
-    /// the ELF interpreter if the program names one.
+    /// the ELF interpreter if the program names one. A program that was not held although it lies
+    /// where files are (it was opened just before the mark, or let go at the bound) leaves the queue
+    /// to the next exec; of one that lies elsewhere, one file is its script or ELF interpreter.
     pub(super) fn take(&self, exec: &Exec) -> Vec<OwnedFd> {
         let mut waiting = lock(&self.waiting);
         let own: Vec<usize> = waiting
@@ -201,7 +203,7 @@ impl Holder {
             .iter()
             .filter_map(|index| waiting.get(*index))
             .map(|held| &held.file);
-        let mut count = own.len().min(1);
+        let mut count = usize::from(!self.is_marked(exec));
         for (position, file) in files.enumerate() {
             if elf::is_inode(
                 file,
@@ -229,6 +231,14 @@ impl Holder {
         taken.reverse();
         taken.extend(scripts);
         taken
+    }
+
+    /// Whether the program lies in a root filesystem whose files are held.
+    fn is_marked(&self, exec: &Exec) -> bool {
+        let facts = &exec.used.file.facts;
+        facts.flags & FILE_OVERLAY != 0
+            && (facts.device == exec.used.process.root_device
+                || lock(&self.roots).contains(&facts.device))
     }
 
     /// A mapped file by its mapping or its name, as a path only. `None` where what is there now is
