@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -23,6 +23,8 @@ pub struct Containerd {
     // Before the directory, so that the process is reaped first.
     process: Process,
     scratch: Scratch,
+    /// See [`Containerd::use_runtime`].
+    runtime: OnceLock<String>,
 }
 
 impl Containerd {
@@ -56,6 +58,7 @@ path = "{directory}/opt"
         let containerd = Self {
             process: Process::default(),
             scratch,
+            runtime: OnceLock::new(),
         };
         containerd.restart()?;
         Ok(containerd)
@@ -82,6 +85,15 @@ path = "{directory}/opt"
             }
             self.ctr(["version"]).map(drop)
         })
+    }
+
+    /// Runs containers by this OCI runtime from now on, not by runc. Said once.
+    pub fn use_runtime(&self, program: &str) -> Result<()> {
+        ensure!(
+            self.runtime.set(program.to_owned()).is_ok(),
+            "containers are run by another runtime already"
+        );
+        Ok(())
     }
 
     /// Kills containerd (SIGKILL), not its containers.
@@ -228,6 +240,9 @@ path = "{directory}/opt"
             .args(["run", "--fifo-dir"])
             .arg(self.directory().join("fifo"))
             .args(&run.flags);
+        if let Some(runtime) = self.runtime.get() {
+            command.args(["--runc-binary", runtime]);
+        }
         command
     }
 }

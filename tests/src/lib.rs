@@ -1,6 +1,7 @@
 //! The harness of the tests that cross crates: real containerd, real images, the real daemon.
 
 pub mod alerts;
+pub mod bench;
 pub mod containerd;
 pub mod daemon;
 pub mod evasions;

@@ -22,7 +22,7 @@ fn outcomes() -> Result<Vec<Outcome>> {
     static OUTCOMES: Mutex<Option<Result<Vec<Outcome>, String>>> = Mutex::new(None);
     let mut outcomes = OUTCOMES.lock().unwrap_or_else(PoisonError::into_inner);
     outcomes
-        .get_or_insert_with(|| evasions::run().map_err(|error| format!("{error:#}")))
+        .get_or_insert_with(|| evasions::run("runc").map_err(|error| format!("{error:#}")))
         .clone()
         .map_err(|error| anyhow!(error))
 }

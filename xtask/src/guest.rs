@@ -201,8 +201,8 @@ impl Guest {
         let start = Instant::now();
         let mut command = Command::new(QEMU);
         command
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
-            .args(["-smp", "2", "-m", MEMORY])
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"])
+            .args(["-smp", "1", "-m", MEMORY])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-serial", "stdio", "-no-reboot"])
             .arg("-kernel")

@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything that is done to this repository more than once.
 
 mod apt;
+mod bench;
 mod build;
 mod demo;
 mod evasions;
@@ -50,6 +51,11 @@ enum Task {
     },
     /// Carry out all techniques of evasion, here and on other kernels, and write docs/evasions.md
     Evasions,
+    /// Build, then print figures: cost and loss beside other tracers, time to an alert
+    Bench {
+        /// Only these: opens, latency
+        names: Vec<String>,
+    },
     /// Check format, warnings and layering
     Lint,
     /// Format all packages
@@ -67,6 +73,7 @@ fn main() -> ExitCode {
         Some(Task::Test { filters }) => test::run(&filters),
         Some(Task::Guest { kernel }) => guest::run(kernel.as_deref()),
         Some(Task::Evasions) => evasions::run(),
+        Some(Task::Bench { names }) => bench::run(&names),
         Some(Task::Lint) => lint::check(),
         Some(Task::Fmt) => lint::format(),
         None => Arguments::command().print_help().map_err(Into::into),

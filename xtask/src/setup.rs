@@ -31,11 +31,13 @@ struct Tool {
     package: &'static str,
 }
 
-const TOOLS: [Tool; 7] = [
+const TOOLS: [Tool; 8] = [
     tool("containerd", "--version", "containerd"),
     tool("containerd-shim-runc-v2", "-v", "containerd"),
     tool("ctr", "--version", "containerd"),
     tool("runc", "--version", "runc"),
+    // Runs the containers in guests.
+    tool("crun", "--version", "crun"),
     // containerd-client's build script runs it.
     tool("protoc", "--version", "protobuf-compiler"),
     tool(BUSYBOX, "--help", "busybox-static"),

@@ -17,7 +17,7 @@ use std::{
     },
     process::{Command, ExitCode},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -58,6 +58,8 @@ const USAGE: &str = "usage: probe COMMAND
   open-repeat COUNT PATH   open PATH so often
   open-many FILES ROUNDS DIRECTORY
                            make so many files in DIRECTORY and open each so often
+  open-at-rate RATE SECONDS DIRECTORY
+                           open files in DIRECTORY for so long, so many a second
   openat2 PATH             open PATH by openat2
   creat PATH               cut PATH to nothing by creat
   int80-open PATH          open PATH by a 32-bit system call
@@ -77,6 +79,7 @@ const USAGE: &str = "usage: probe COMMAND
   packet-socket            make a packet socket
   connect-unix PATH        connect to a socket of AF_UNIX
   connect-abstract NAME    listen at a name of AF_UNIX that is no path, and connect to it
+  time COMMAND [ARG]...    do so and print how many nanoseconds it took
   true [ARG]...            end at once";
 
 fn main() -> ExitCode {
@@ -143,6 +146,9 @@ fn run(arguments: &[OsString]) -> Result<()> {
         (b"open-many", [files, rounds, directory]) => {
             opens::many(directory, number(files)?, number(rounds)?)
         }
+        (b"open-at-rate", [rate, seconds, directory]) => {
+            opens::at_rate(directory, number(rate)?, number(seconds)?)
+        }
         (b"openat2", [path]) => opens::openat2(path),
         (b"creat", [path]) => opens::creat(path),
         (b"int80-open", [path]) => opens::int80(path),
@@ -161,6 +167,12 @@ fn run(arguments: &[OsString]) -> Result<()> {
         (b"packet-socket", []) => network::make_packet_socket(),
         (b"connect-unix", [path]) => network::connect_unix(path),
         (b"connect-abstract", [name]) => network::connect_abstract(name),
+        (b"time", rest) => {
+            let start = Instant::now();
+            run(rest)?;
+            println!("{}", start.elapsed().as_nanos());
+            Ok(())
+        }
         (b"true", _) => Ok(()),
         (b"run-copy", [path, salt, rest @ ..]) => {
             copy_self(path, salt.as_bytes())?;

@@ -8,6 +8,8 @@ use std::{
     num::NonZeroUsize,
     os::unix::ffi::OsStrExt as _,
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,6 +17,9 @@ use nix::{
     libc,
     sys::mman::{MapFlags, ProtFlags, mmap_anonymous},
 };
+
+/// Files of [`at_rate`]: more than the kernel side remembers.
+const FILES: usize = 100_000;
 
 /// Opens and closes one file again and again.
 pub(crate) fn repeat(path: &OsStr, count: usize) -> Result<()> {
@@ -41,6 +46,25 @@ pub(crate) fn many(directory: &OsStr, files: usize, rounds: usize) -> Result<()>
             };
             opened.with_context(|| format!("cannot open {}", path.display()))?;
         }
+    }
+    Ok(())
+}
+
+/// Opens so many files a second of a directory for so many seconds, none of them soon again.
+pub(crate) fn at_rate(directory: &OsStr, rate: usize, seconds: usize) -> Result<()> {
+    /// Opens between two looks at the clock.
+    const BATCH: usize = 20;
+    many(directory, FILES, 0)?;
+    let directory = Path::new(directory);
+    let start = Instant::now();
+    for batch in 0..rate * seconds / BATCH {
+        for file in 0..BATCH {
+            let path = directory.join(((batch * BATCH + file) % FILES).to_string());
+            File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        }
+        let due =
+            Duration::from_secs(1) * u32::try_from((batch + 1) * BATCH)? / u32::try_from(rate)?;
+        thread::sleep(due.saturating_sub(start.elapsed()));
     }
     Ok(())
 }

@@ -47,7 +47,7 @@ fn command() -> Result<()> {
 /// Prints lines as the `guest` package's `report` describes them.
 fn run() -> Result<()> {
     let start = Instant::now();
-    let outcomes = evasions::run()?;
+    let outcomes = evasions::run(evasions::GUEST_RUNTIME)?;
     println!(
         "GUEST note {} techniques carried out in {} s",
         outcomes.len(),

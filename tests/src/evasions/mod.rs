@@ -15,7 +15,7 @@ mod whose;
 
 use anyhow::Result;
 
-pub use self::image::{PYTHON_PROGRAM as PYTHON, files};
+pub use self::image::{GUEST_RUNTIME, PYTHON_PROGRAM as PYTHON, files};
 pub use self::outcome::{Outcome, kernel, run};
 use self::{image::TOOLS, stage::Stage};
 

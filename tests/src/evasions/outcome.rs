@@ -74,14 +74,15 @@ impl Raised {
     }
 }
 
-/// Carries out all techniques, each in a container of its own.
+/// Carries out all techniques, each in a container of its own that this OCI runtime runs.
 ///
 /// # Errors
 ///
 /// containerd or monitord does not do what has nothing to do with a technique.
-pub fn run() -> Result<Vec<Outcome>> {
+pub fn run(runtime: &str) -> Result<Vec<Outcome>> {
     let images = image::all()?;
     let world = World::start_after(|containerd| {
+        containerd.use_runtime(runtime)?;
         images.iter().try_for_each(|image| containerd.import(image))
     })?;
     let all: Vec<&'static Technique> = techniques().collect();
