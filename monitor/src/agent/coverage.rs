@@ -81,10 +81,7 @@ impl Coverage {
     pub(super) fn new(hierarchy: Hierarchy, watched_since: Timestamp) -> Self {
         let probe = Probe::new(&hierarchy).map_err(|error| format!("{error:#}"));
         if let Err(error) = &probe {
-            tracing::warn!(
-                error,
-                "the daemon cannot check that it sees what is executed"
-            );
+            tracing::warn!(error, "the daemon cannot check that it sees what happens");
         }
         Self {
             hierarchy,
@@ -311,10 +308,14 @@ impl Owner {
         let Ok(probe) = &self.coverage.probe else {
             return;
         };
+        let Some(sensor) = &self.sensor else {
+            return;
+        };
+        let expected = probe::kinds(sensor.choices());
         let command = probe.command();
         let now_ns = clock::boot_ns();
         let last_ns = self.coverage.self_check.counts().last_success_ns;
-        match self.coverage.self_check.due(now_ns, &probe::kinds()) {
+        match self.coverage.self_check.due(now_ns, &expected) {
             Due::Nothing => {}
             Due::Begin => {
                 self.state
@@ -337,10 +338,7 @@ impl Owner {
 
     pub(super) fn checked(&mut self, result: Result<(), String>) {
         if let Err(error) = &result {
-            tracing::warn!(
-                error,
-                "the daemon cannot check that it sees what is executed"
-            );
+            tracing::warn!(error, "the daemon cannot check that it sees what happens");
         }
         self.coverage.self_check.done(result, clock::boot_ns());
     }

@@ -1,7 +1,9 @@
 //! The cgroup in which the daemon does something known to itself, and how it is done.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
+    net::{Ipv4Addr, UdpSocket},
     os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -9,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-use crate::containers::hierarchy::Hierarchy;
+use crate::{
+    containers::hierarchy::Hierarchy,
+    sensor::hooks::{self, Choice},
+};
 
 /// What the probe's cgroups are called, before the daemon's process id.
 const PREFIX: &str = "monitord-self-check-";
@@ -24,15 +29,44 @@ struct Check {
 }
 
 /// A kind of event is added by a line.
-const CHECKS: [Check; 1] = [Check {
-    kind: "exec",
-    // Carried out by being executed.
-    act: || Ok(()),
-}];
+const CHECKS: [Check; 3] = [
+    Check {
+        kind: "exec",
+        // Carried out by being executed.
+        act: || Ok(()),
+    },
+    Check {
+        kind: "open",
+        act: || {
+            let opened = File::open(OWN_PROGRAM);
+            opened
+                .map(drop)
+                .with_context(|| format!("cannot open {OWN_PROGRAM}"))
+        },
+    },
+    Check {
+        kind: "connect",
+        // Of UDP, so that nothing is sent.
+        act: || {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+            let connected =
+                socket.and_then(|socket| socket.connect((Ipv4Addr::LOCALHOST, DISCARD)));
+            connected.context("cannot connect a socket of UDP to the loopback address")
+        },
+    },
+];
+/// The port whose service throws away what it gets (RFC 863).
+const DISCARD: u16 = 9;
 
-/// The kinds of events that a check must give.
-pub(super) fn kinds() -> Vec<&'static str> {
-    CHECKS.iter().map(|check| check.kind).collect()
+/// The kinds of events that a check must give with these hooks.
+pub(super) fn kinds(choices: &[Choice]) -> Vec<&'static str> {
+    let is_seen = |kind: &str| {
+        choices
+            .iter()
+            .any(|choice| choice.set.is_some() && hooks::kind_name(choice.kind) == kind)
+    };
+    let kinds = CHECKS.iter().map(|check| check.kind);
+    kinds.filter(|kind| is_seen(kind)).collect()
 }
 
 /// The probe's cgroup; removed when dropped.
