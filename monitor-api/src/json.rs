@@ -200,6 +200,8 @@ pub fn status(status: &v1::Status) -> Value {
             "alert_streams": api.alert_streams,
             "alert_streams_refused": api.alert_streams_refused,
             "alerts_expired": api.alerts_expired,
+            "connections_unidentified": api.connections_unidentified,
+            "tls_reload_failures": api.tls_reload_failures,
         })),
         "memory_resident_bytes": status.memory_resident_bytes,
     })

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::{
     alerts::{Retention, journal::JOURNAL_BYTES_MIN},
-    api::Address,
+    api::{Address, Roles, TlsFiles},
 };
 
 /// Bytes of a configuration file; a longer one is refused.
@@ -27,7 +27,7 @@ const DAYS_MAX: u32 = 3650;
 pub struct Config {
     /// Path of containerd's socket.
     pub containerd: PathBuf,
-    /// Addresses to listen on, `unix:///PATH`.
+    /// Addresses to listen on, `unix:///PATH` or `https://IP:PORT`.
     pub listen: Vec<String>,
     /// Directory of the daemon's state.
     pub state: PathBuf,
@@ -39,6 +39,10 @@ pub struct Config {
     pub environment: Option<String>,
     /// How long alerts are kept on disk.
     pub journal: Journal,
+    /// Certificates of the addresses with https.
+    pub tls: Option<TlsFiles>,
+    /// What the names in clients' certificates may do.
+    pub roles: Roles,
 }
 
 /// How long alerts are kept on disk: until either bound.
@@ -80,6 +84,8 @@ impl Default for Config {
             cluster: None,
             environment: None,
             journal: Journal::default(),
+            tls: None,
+            roles: Roles::default(),
         }
     }
 }
@@ -117,6 +123,14 @@ pub enum ValueError {
     /// Not an address that the API can be served on.
     #[error("listen: {0}")]
     Listen(String),
+    /// TCP is only served with TLS.
+    #[error("listen: {0} needs certificate, key and client_ca below [tls]")]
+    NoTls(String),
+    /// Nobody could do anything there.
+    #[error(
+        "listen: {0} needs names of clients below [roles]: observer, operator or responder = [\"NAME\"]"
+    )]
+    NoRoles(String),
     /// Nothing where something is needed.
     #[error("{0} is empty; leave it out, or give a value")]
     Empty(&'static str),
@@ -177,8 +191,16 @@ impl Config {
             return Err(ValueError::Empty("node"));
         }
         for address in &self.listen {
-            if let Err(error) = address.parse::<Address>() {
-                return Err(ValueError::Listen(error.to_string()));
+            match address.parse() {
+                Ok(Address::Unix(_)) => {}
+                Ok(Address::Https(_)) if self.tls.is_none() => {
+                    return Err(ValueError::NoTls(address.clone()));
+                }
+                Ok(Address::Https(_)) if self.roles.is_empty() => {
+                    return Err(ValueError::NoRoles(address.clone()));
+                }
+                Ok(Address::Https(_)) => {}
+                Err(error) => return Err(ValueError::Listen(error.to_string())),
             }
         }
         let Journal {
@@ -231,6 +253,13 @@ mod tests {
         check("nodes = 'a'", Err("expected one of `containerd`, `listen`"));
         check("node = 7", Err("expected a string"));
         check("listen = ['tcp://0.0.0.0:1']", Err("unix://"));
+        check("listen = ['https://[::]:1']", Err("below [tls]"));
+        let tls =
+            "listen = ['https://[::]:1']\n[tls]\ncertificate = '/a'\nkey = '/b'\nclient_ca = '/c'";
+        check(tls, Err("below [roles]"));
+        check(&format!("{tls}\n[roles]\nobserver = ['soc']"), Ok(""));
+        check("tls.key = '/a'", Err("missing field `certificate`"));
+        check("roles.admin = []", Err("`observer`"));
         check("listen = []", Err("listen is empty"));
         check("node = ''", Err("node is empty"));
         check("state = 'relative'", Err("not an absolute path"));

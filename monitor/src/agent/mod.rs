@@ -101,10 +101,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .await
         .context("cannot open the journal")?
         .context("cannot start the journal's threads")?;
+    let security = match &config.tls {
+        Some(files) => Some(Arc::new(api::Security {
+            tls: api::Tls::load(files)?,
+            roles: config.roles.clone(),
+        })),
+        None => None,
+    };
     let listeners = config
         .listen
         .iter()
-        .map(|address| Ok(api::Listener::bind(&address.parse()?)?))
+        .map(|address| Ok(api::Listener::bind(&address.parse()?, security.as_ref())?))
         .collect::<anyhow::Result<Vec<_>>>()?;
 
     // Last of what can fail, since from here on it sends events, which nobody takes yet.
@@ -167,6 +174,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let mut serving = tokio::spawn(api::serve(
         listeners,
+        security,
         Arc::new(answers),
         log.clone(),
         ready.clone(),

@@ -11,30 +11,39 @@ const PATH_BYTES_MAX: usize = 107;
 
 /// An address that a daemon listens at and a client connects to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
-    path: PathBuf,
+pub enum Address {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// TCP with TLS, as `HOST:PORT`; to listen at, HOST is an IP address.
+    Https(String),
 }
 
 /// A text is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// TCP needs TLS.
+    /// Another scheme; TCP without TLS is not served.
     #[error(
-        "address {0:?} is not served: give unix:///PATH (TCP needs TLS, which is not there yet)"
+        "address {0:?} is not served: give unix:///PATH, or https://HOST:PORT for TCP with TLS"
     )]
-    NotUnix(String),
+    Scheme(String),
     /// A relative path would depend on where the program was started.
     #[error("socket path of address {0:?} is not absolute: give unix:///PATH")]
     NotAbsolute(String),
     /// The kernel's bound.
     #[error("socket path of address {0:?} is longer than {PATH_BYTES_MAX} bytes or holds a NUL")]
     Unusable(String),
+    /// No host, no port, or more than these.
+    #[error("address {0:?} is not https://HOST:PORT")]
+    NotHostPort(String),
 }
 
 impl Address {
-    /// The socket's path.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The path of a unix socket.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::Https(_) => None,
+        }
     }
 }
 
@@ -43,22 +52,38 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let shown = || text.chars().take(200).collect();
+        if let Some(rest) = text.strip_prefix("https://") {
+            let host_port = rest.strip_suffix('/').unwrap_or(rest);
+            return match host_port.rsplit_once(':') {
+                Some((host, port))
+                    if !host.is_empty()
+                        && !host.contains(['/', '@'])
+                        && port.parse::<u16>().is_ok() =>
+                {
+                    Ok(Self::Https(host_port.to_owned()))
+                }
+                _ => Err(AddressError::NotHostPort(shown())),
+            };
+        }
         let path = text
             .strip_prefix("unix://")
-            .ok_or_else(|| AddressError::NotUnix(shown()))?;
+            .ok_or_else(|| AddressError::Scheme(shown()))?;
         if !path.starts_with('/') {
             return Err(AddressError::NotAbsolute(shown()));
         }
         if path.len() > PATH_BYTES_MAX || path.contains('\0') {
             return Err(AddressError::Unusable(shown()));
         }
-        Ok(Self { path: path.into() })
+        Ok(Self::Unix(path.into()))
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unix://{}", self.path.display())
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Https(host_port) => write!(f, "https://{host_port}"),
+        }
     }
 }
 
@@ -67,30 +92,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_absolute_socket_path_is_an_address() {
-        let check = |text: &str, expect: Result<&str, AddressError>| {
+    fn only_an_absolute_socket_path_or_a_host_and_port_is_an_address() {
+        let check = |text: &str, expect: Result<&str, fn(String) -> AddressError>| {
             let address = text.parse::<Address>().map(|address| address.to_string());
-            assert_eq!(address, expect.map(str::to_owned));
+            let expect = expect.map(str::to_owned);
+            assert_eq!(address, expect.map_err(|error| error(text.to_owned())));
         };
         let unusable = format!("unix:///{}", "x".repeat(107));
         check("unix:///run/x.sock", Ok("unix:///run/x.sock"));
-        check(
-            "unix://x.sock",
-            Err(AddressError::NotAbsolute("unix://x.sock".to_owned())),
-        );
-        check(
-            "tcp://[::]:1",
-            Err(AddressError::NotUnix("tcp://[::]:1".to_owned())),
-        );
-        check(
-            "https://h:1",
-            Err(AddressError::NotUnix("https://h:1".to_owned())),
-        );
-        check(
-            "/run/x.sock",
-            Err(AddressError::NotUnix("/run/x.sock".to_owned())),
-        );
-        check("", Err(AddressError::NotUnix(String::new())));
-        check(&unusable, Err(AddressError::Unusable(unusable.clone())));
+        check("unix://x.sock", Err(AddressError::NotAbsolute));
+        check("https://h:1", Ok("https://h:1"));
+        check("https://h:1/", Ok("https://h:1"));
+        check("https://[::]:7443", Ok("https://[::]:7443"));
+        for text in [
+            "https://h",
+            "https://:1",
+            "https://h:x",
+            "https://h:65536",
+            "https://a/b:1",
+            "https://a@b:1",
+            "https://",
+        ] {
+            check(text, Err(AddressError::NotHostPort));
+        }
+        for text in ["tcp://[::]:1", "http://h:1", "/run/x.sock", ""] {
+            check(text, Err(AddressError::Scheme));
+        }
+        check(&unusable, Err(AddressError::Unusable));
     }
 }

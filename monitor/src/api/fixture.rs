@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
-    Address, ContentsError, CoverageError, ImageContents, Listener, Node, ServeError, serve,
+    Address, ContentsError, CoverageError, ImageContents, Listener, Node, Security, ServeError,
+    serve,
 };
 use crate::alerts::AlertLog;
 
@@ -145,12 +146,22 @@ impl Fixture {
     pub(crate) fn with(log: AlertLog) -> Self {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("monitord.sock");
-        let address: Address = format!("unix://{}", path.display()).parse().unwrap();
+        Self::serving(log, directory, &Address::Unix(path), None)
+    }
+
+    pub(crate) fn serving(
+        log: AlertLog,
+        directory: TempDir,
+        address: &Address,
+        security: Option<Arc<Security>>,
+    ) -> Self {
         let (ready, is_ready) = watch::channel(false);
         let (shutdown, is_shutdown) = watch::channel(false);
-        let listeners = vec![Listener::bind(&address).unwrap()];
+        let listener = Listener::bind(address, security.as_ref()).unwrap();
+        let address = listener.address();
         let server = tokio::spawn(serve(
-            listeners,
+            vec![listener],
+            security,
             Arc::new(StubNode),
             log.clone(),
             is_ready,

@@ -1,40 +1,57 @@
-//! The unix socket: made without a moment in which others may connect, never over something that
-//! is not a dead socket of ours, and removed at the end.
+//! Where the API listens: unix sockets, and TCP with TLS.
 
 use std::{
-    fs::{self, DirBuilder, Metadata},
     io,
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::{
-            fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _},
-            net::UnixListener as StdUnixListener,
-        },
-    },
-    path::{Path, PathBuf},
+    net::{SocketAddr, TcpListener as StdTcpListener},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    sys::{
-        socket::{
-            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
-        },
-        stat::{Mode, fchmod},
-    },
+use tokio::{
+    net::{TcpListener, TcpStream, UnixStream},
+    time::timeout,
 };
-use tokio::net::{UnixListener, UnixStream};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::either::Either;
 
-use super::Address;
+use super::{
+    Address,
+    caller::{Caller, Roles},
+    tls::Tls,
+    unix::UnixSocket,
+};
 
-/// Connections that wait to be accepted; beyond, the kernel makes the client wait.
-const BACKLOG: i32 = 128;
+/// Longest time for a TLS handshake; then the connection is closed.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// A bound socket. Dropping it removes its file.
+/// A bound socket. Dropping it removes a unix socket's file.
 #[derive(Debug)]
-pub struct Listener {
-    socket: UnixListener,
-    file: SocketFile,
+pub struct Listener(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Unix(UnixSocket),
+    Tcp(TcpListener, Arc<Security>),
+}
+
+/// What TCP needs.
+#[derive(Debug)]
+pub struct Security {
+    /// Certificates and key.
+    pub tls: Tls,
+    /// What the names in clients' certificates may do.
+    pub roles: Roles,
+}
+
+/// The bytes of a connection.
+pub(super) type Bytes = Either<UnixStream, TlsStream<TcpStream>>;
+
+/// A connection of which it is not known yet who calls.
+#[derive(Debug)]
+pub(super) enum Accepted {
+    Unix(UnixStream),
+    Tcp(TcpStream, Arc<Security>),
 }
 
 /// Why an address cannot be listened at.
@@ -74,11 +91,30 @@ pub enum BindError {
         /// Why.
         source: io::Error,
     },
+    /// TCP is only served with TLS.
+    #[error(
+        "cannot listen at {address}: give certificate, key and client_ca below [tls] in the configuration"
+    )]
+    NoTls {
+        /// The address.
+        address: Address,
+    },
+    /// The system's refusal of TCP.
+    #[error(
+        "cannot listen at {address}: {source}; give https://IP:PORT of this node, and a free port"
+    )]
+    Tcp {
+        /// The address.
+        address: Address,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl Listener {
-    /// Listens at `address`, mode 0600. Its directory is made, mode 0755, if it is missing; a
-    /// socket that nobody listens at any more is replaced.
+    /// Listens at `address`: at a unix socket with mode 0600, whose directory is made if it is
+    /// missing, or at a TCP port if there is `security`. A unix socket that nobody listens at any
+    /// more is replaced.
     ///
     /// # Errors
     ///
@@ -87,56 +123,37 @@ impl Listener {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub fn bind(address: &Address) -> Result<Self, BindError> {
-        let path = address.path();
-        let failed = |what| {
-            move |source: io::Error| BindError::System {
-                path: path.to_owned(),
-                what,
-                source,
-            }
+    pub fn bind(address: &Address, security: Option<&Arc<Security>>) -> Result<Self, BindError> {
+        let host_port = match address {
+            Address::Unix(path) => return Ok(Self(Kind::Unix(UnixSocket::bind(path)?))),
+            Address::Https(host_port) => host_port,
         };
-        if let Some(directory) = path.parent() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(directory)
-                .map_err(|source| BindError::Directory {
-                    path: directory.to_owned(),
-                    source,
-                })?;
-        }
-        remove_dead(path)?;
-
-        let socket = stream_socket().map_err(failed("making the socket"))?;
-        // The kernel gives the file the socket's own mode, less the umask, as it makes it: so there
-        // is no moment with another one, no umask to set for the whole process, and bind never
-        // replaces what is there.
-        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)
-            .map_err(io::Error::from)
-            .map_err(failed("setting its mode"))?;
-        let name = UnixAddr::new(path)
-            .map_err(io::Error::from)
-            .map_err(failed("naming it"))?;
-        bind(socket.as_raw_fd(), &name).map_err(|errno| match errno {
-            Errno::EADDRINUSE => BindError::InUse {
-                path: path.to_owned(),
-            },
-            errno => failed("binding")(errno.into()),
+        let security = security.ok_or_else(|| BindError::NoTls {
+            address: address.clone(),
         })?;
-        let file = SocketFile::of(path).map_err(failed("reading its file back"))?;
-        Backlog::new(BACKLOG)
-            .and_then(|backlog| listen(&socket, backlog))
-            .map_err(io::Error::from)
-            .map_err(failed("listening"))?;
-        let socket = UnixListener::from_std(StdUnixListener::from(socket))
-            .map_err(failed("handing it to the runtime"))?;
-        Ok(Self { socket, file })
+        let failed = |source| BindError::Tcp {
+            address: address.clone(),
+            source,
+        };
+        let place: SocketAddr = host_port
+            .parse()
+            .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+        let socket = StdTcpListener::bind(place).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let socket = TcpListener::from_std(socket).map_err(failed)?;
+        Ok(Self(Kind::Tcp(socket, Arc::clone(security))))
     }
 
-    /// Where it listens.
-    pub fn path(&self) -> &Path {
-        &self.file.path
+    /// Where it listens; of TCP with the port that was free if 0 was asked for.
+    pub fn address(&self) -> Address {
+        match &self.0 {
+            Kind::Unix(socket) => Address::Unix(socket.path().to_owned()),
+            Kind::Tcp(socket, _) => Address::Https(
+                socket
+                    .local_addr()
+                    .map_or_else(|error| error.to_string(), |place| place.to_string()),
+            ),
+        }
     }
 
     /// The next connection.
@@ -144,163 +161,46 @@ impl Listener {
     /// # Errors
     ///
     /// The system's: out of descriptors or memory, mostly.
-    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
-        self.socket.accept().await.map(|(stream, _)| stream)
-    }
-}
-
-fn stream_socket() -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(socket(AddressFamily::Unix, SockType::Stream, flags, None)?)
-}
-
-/// Removes the socket at `path` if nobody listens at it; anything else there is an error.
-fn remove_dead(path: &Path) -> Result<(), BindError> {
-    let failed = |what| {
-        move |source: io::Error| BindError::System {
-            path: path.to_owned(),
-            what,
-            source,
-        }
-    };
-    let found = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        found => found.map_err(failed("looking at what is there"))?,
-    };
-    if !found.file_type().is_socket() {
-        return Err(BindError::NotASocket {
-            path: path.to_owned(),
-        });
-    }
-    let probe = stream_socket().map_err(failed("making a socket"))?;
-    let name = UnixAddr::new(path)
-        .map_err(io::Error::from)
-        .map_err(failed("naming it"))?;
-    match connect(probe.as_raw_fd(), &name) {
-        Err(Errno::ECONNREFUSED) => {
-            fs::remove_file(path).map_err(failed("removing the dead socket there"))
-        }
-        // EAGAIN: so many wait to be accepted that there is no room for one more.
-        Ok(()) | Err(Errno::EAGAIN) => Err(BindError::InUse {
-            path: path.to_owned(),
-        }),
-        Err(errno) => Err(failed("asking whether somebody listens there")(
-            errno.into(),
-        )),
-    }
-}
-
-/// The file of a socket, removed when dropped unless another one has taken its name.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        let found = fs::symlink_metadata(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            device: found.dev(),
-            inode: found.ino(),
-        })
-    }
-
-    fn is(&self, found: &Metadata) -> bool {
-        (found.dev(), found.ino()) == (self.device, self.inode)
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| self.is(&found)) {
-            // A file that stays is dead, and replaced at the next start.
-            let _ = fs::remove_file(&self.path);
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+        match &self.0 {
+            Kind::Unix(socket) => socket.accept().await.map(Accepted::Unix),
+            Kind::Tcp(socket, security) => {
+                let (stream, _) = socket.accept().await?;
+                // Heartbeats and alerts are small, and each is waited for.
+                stream.set_nodelay(true)?;
+                Ok(Accepted::Tcp(stream, Arc::clone(security)))
+            }
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use tempfile::TempDir;
-
-    use super::*;
-
-    fn address(directory: &TempDir, name: &str) -> Address {
-        format!("unix://{}/{name}", directory.path().display())
-            .parse()
-            .unwrap()
-    }
-
-    fn mode(path: &Path) -> u32 {
-        fs::symlink_metadata(path).unwrap().mode() & 0o7777
-    }
-
-    #[tokio::test]
-    async fn a_socket_is_for_its_owner_alone_and_goes_with_its_listener() {
-        let directory = TempDir::new().unwrap();
-        let address = address(&directory, "new/monitord.sock");
-        let listener = Listener::bind(&address).unwrap();
-        assert_eq!(mode(address.path()), 0o600);
-        assert_eq!(mode(address.path().parent().unwrap()), 0o755);
-        drop(listener);
-        assert!(!address.path().exists());
-    }
-
-    #[tokio::test]
-    async fn what_is_no_socket_is_refused_and_left_alone() {
-        let directory = TempDir::new().unwrap();
-        let address = address(&directory, "monitord.sock");
-        fs::write(address.path(), "mine").unwrap();
-        let error = Listener::bind(&address).unwrap_err();
-        assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
-        assert_eq!(fs::read(address.path()).unwrap(), b"mine");
-
-        let link = directory.path().join("link.sock");
-        std::os::unix::fs::symlink(address.path(), &link).unwrap();
-        let address = format!("unix://{}", link.display()).parse().unwrap();
-        assert!(matches!(
-            Listener::bind(&address),
-            Err(BindError::NotASocket { .. })
-        ));
-    }
-
-    #[tokio::test]
-    async fn a_directory_that_is_a_file_is_named() {
-        let directory = TempDir::new().unwrap();
-        fs::write(directory.path().join("file"), "").unwrap();
-        let error = Listener::bind(&address(&directory, "file/monitord.sock")).unwrap_err();
-        assert!(matches!(error, BindError::Directory { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
-        let directory = TempDir::new().unwrap();
-        let address = address(&directory, "monitord.sock");
-        // std leaves the file behind, as a killed daemon does.
-        drop(StdUnixListener::bind(address.path()).unwrap());
-        assert!(address.path().exists());
-        let live = Listener::bind(&address).unwrap();
-        let error = Listener::bind(&address).unwrap_err();
-        assert!(matches!(error, BindError::InUse { .. }), "{error}");
-        assert!(
-            UnixStream::connect(live.path()).await.is_ok(),
-            "the live one still answers"
-        );
-    }
-
-    #[tokio::test]
-    async fn the_file_of_another_is_not_removed() {
-        let directory = TempDir::new().unwrap();
-        let address = address(&directory, "monitord.sock");
-        let listener = Listener::bind(&address).unwrap();
-        fs::remove_file(address.path()).unwrap();
-        fs::write(address.path(), "another").unwrap();
-        drop(listener);
-        assert!(address.path().exists());
+impl Accepted {
+    /// Finds out who calls.
+    ///
+    /// # Errors
+    ///
+    /// No TLS, no certificate of an authority that is trusted, a user who may do nothing, or no
+    /// end of the handshake within [`HANDSHAKE_TIME_MAX`].
+    pub(super) async fn identify(self) -> io::Result<(Bytes, Caller)> {
+        let refused = |what: &str| io::Error::new(io::ErrorKind::PermissionDenied, what);
+        match self {
+            Self::Unix(stream) => {
+                let uid = stream.peer_cred()?.uid();
+                let caller = Caller::of_user(uid).ok_or_else(|| {
+                    refused(&format!("user {uid} is neither root nor the daemon's"))
+                })?;
+                Ok((Either::Left(stream), caller))
+            }
+            Self::Tcp(stream, security) => {
+                let acceptor = TlsAcceptor::from(security.tls.config());
+                let stream = timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await??;
+                let certificates = stream.get_ref().1.peer_certificates();
+                let certificate = certificates
+                    .and_then(|all| all.first())
+                    .ok_or_else(|| refused("no certificate"))?;
+                let caller = Caller::of_certificate(certificate, &security.roles);
+                Ok((Either::Right(stream), caller))
+            }
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! The node's side of the gRPC API.
 //!
-//! [`listener`] makes the socket, [`server`] runs tonic on it, [`service`] answers; what it answers
+//! [`listener`] makes the sockets and tells who calls, [`server`] runs tonic on it, [`service`] answers; what it answers
 //! from is behind [`Node`], which the owner of the inventory implements.
 
 pub mod address;
 mod alerts;
+pub mod caller;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod listener;
@@ -13,14 +14,18 @@ pub mod server;
 mod service;
 #[cfg(test)]
 mod tests;
+pub mod tls;
+mod unix;
 
 use std::time::Duration;
 
 use monitor_api::v1;
 
 pub use address::Address;
-pub use listener::{BindError, Listener};
+pub use caller::Roles;
+pub use listener::{BindError, Listener, Security};
 pub use server::{ServeError, serve};
+pub use tls::{Tls, TlsFiles};
 /// What an implementation of [`Node`] is marked with.
 pub use tonic::async_trait;
 
@@ -50,6 +55,10 @@ pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Longest silence on an alert stream.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Silence on a connection after which its client is asked whether it is there, and the time it has
+/// to answer.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Longest time that open streams are given to take what is there when the daemon stops.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);

@@ -14,7 +14,6 @@ use std::{
 use monitor_api::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX, v1::monitor_server::MonitorServer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::UnixStream,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
@@ -22,16 +21,18 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     server::NamedService,
-    transport::{
-        Server,
-        server::{Connected, UdsConnectInfo},
-    },
+    service::interceptor::InterceptedService,
+    transport::{Server, server::Connected},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use super::{
-    CONNECTIONS_MAX, DRAIN_TIME_MAX, Listener, Node, STREAMS_PER_CONNECTION_MAX, service::Service,
+    CONNECTIONS_MAX, DRAIN_TIME_MAX, KEEPALIVE_INTERVAL, Listener, Node,
+    STREAMS_PER_CONNECTION_MAX,
+    caller::Caller,
+    listener::{Accepted, Bytes, Security},
+    service::Service,
 };
 use crate::alerts::AlertLog;
 
@@ -57,13 +58,17 @@ pub enum ServeError {
 pub(super) struct Connections {
     free: Arc<Semaphore>,
     refused: AtomicU64,
+    unidentified: AtomicU64,
+    security: Option<Arc<Security>>,
 }
 
 impl Connections {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(security: Option<Arc<Security>>) -> Self {
         Self {
             free: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             refused: AtomicU64::new(0),
+            unidentified: AtomicU64::new(0),
+            security,
         }
     }
 
@@ -74,6 +79,15 @@ impl Connections {
 
     pub(super) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn unidentified(&self) -> u64 {
+        self.unidentified.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn tls_reload_failures(&self) -> u64 {
+        let security = self.security.as_ref();
+        security.map_or(0, |security| security.tls.reload_failures())
     }
 }
 
@@ -86,12 +100,13 @@ impl Connections {
 /// See [`ServeError`].
 pub async fn serve(
     listeners: Vec<Listener>,
+    security: Option<Arc<Security>>,
     node: Arc<dyn Node>,
     log: AlertLog,
     ready: watch::Receiver<bool>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let connections = Arc::new(Connections::new());
+    let connections = Arc::new(Connections::new(security));
     let consumers = Arc::clone(log.consumers());
     let service = Service::new(
         node,
@@ -103,6 +118,7 @@ pub async fn serve(
     let service = MonitorServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let service = InterceptedService::new(service, Caller::check_observer);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -119,7 +135,7 @@ pub async fn serve(
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     let mut tasks = JoinSet::new();
     for listener in listeners {
-        info!(socket = %listener.path().display(), "the API listens");
+        info!(address = %listener.address(), "the API listens");
         tasks.spawn(accept(listener, Arc::clone(&connections), accepted.clone()));
     }
     drop(accepted);
@@ -130,6 +146,8 @@ pub async fn serve(
     let (drain, drained) = watch::channel(());
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_INTERVAL))
         .add_service(service)
         .add_service(reflection)
         .add_service(reflection_alpha)
@@ -169,7 +187,10 @@ async fn accept(
     connections: Arc<Connections>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
+    // At most one for each connection that may be open; they end with the listener.
+    let mut identifying = JoinSet::new();
     loop {
+        while identifying.try_join_next().is_some() {}
         let stream = match listener.accept().await {
             Ok(stream) => stream,
             Err(error) => {
@@ -186,15 +207,35 @@ async fn accept(
             );
             continue;
         };
-        if accepted
-            .send(Ok(Connection {
-                stream,
+        identifying.spawn(identify(
+            stream,
+            permit,
+            Arc::clone(&connections),
+            accepted.clone(),
+        ));
+    }
+}
+
+/// Hands a connection to tonic once it is known who calls.
+async fn identify(
+    stream: Accepted,
+    permit: OwnedSemaphorePermit,
+    connections: Arc<Connections>,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+) {
+    match stream.identify().await {
+        Ok((bytes, caller)) => {
+            let connection = Connection {
+                bytes,
+                caller,
                 _permit: permit,
-            }))
-            .await
-            .is_err()
-        {
-            return;
+            };
+            // An error says that the server is stopping.
+            let _ = accepted.send(Ok(connection)).await;
+        }
+        Err(error) => {
+            connections.unidentified.fetch_add(1, Ordering::Relaxed);
+            warn!(%error, "an API connection was closed: it is not known who calls");
         }
     }
 }
@@ -232,15 +273,16 @@ async fn report(reporter: &HealthReporter, ready: bool) {
 /// A connection, and its share of what may be open at once.
 #[derive(Debug)]
 struct Connection {
-    stream: UnixStream,
+    bytes: Bytes,
+    caller: Caller,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connected for Connection {
-    type ConnectInfo = UdsConnectInfo;
+    type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+        self.caller.clone()
     }
 }
 
@@ -250,7 +292,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        Pin::new(&mut self.bytes).poll_read(context, buffer)
     }
 }
 
@@ -260,15 +302,15 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        Pin::new(&mut self.bytes).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(&mut self.bytes).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(&mut self.bytes).poll_shutdown(context)
     }
 
     fn poll_write_vectored(
@@ -276,10 +318,10 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        Pin::new(&mut self.bytes).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.bytes.is_write_vectored()
     }
 }

@@ -105,6 +105,8 @@ impl Service {
             alert_streams: u64::try_from(open).unwrap_or(u64::MAX),
             alert_streams_refused: self.streams_refused.load(Ordering::Relaxed),
             alerts_expired: log.expired_unread,
+            connections_unidentified: self.connections.unidentified(),
+            tls_reload_failures: self.connections.tls_reload_failures(),
         });
         status.memory_resident_bytes = process::resident_bytes();
         status

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{ffi::OsString, num::ParseIntError, str::FromStr};
+use std::{ffi::OsString, num::ParseIntError, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use jiff::Timestamp;
@@ -29,7 +29,7 @@ Examples:
   monitorctl image contents docker.io/library/nginx:1.27 /usr/sbin/nginx"
 )]
 pub struct Arguments {
-    /// Where the daemon listens
+    /// Where the daemon listens: unix:///PATH, or https://HOST:PORT with --ca, --cert and --key
     #[arg(
         long,
         global = true,
@@ -39,6 +39,10 @@ pub struct Arguments {
     )]
     pub address: Address,
 
+    /// For https: whom the daemon's certificate must come from, and who calls
+    #[command(flatten)]
+    pub tls: Tls,
+
     /// How to print: a table for people, or JSON, one object per line
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
@@ -46,6 +50,20 @@ pub struct Arguments {
     /// What to do
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Files for an address with https, each PEM.
+#[derive(Debug, Default, Args)]
+pub struct Tls {
+    /// For https: certificates of the authority of the daemon's certificate
+    #[arg(long, global = true, env = "MONITOR_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// For https: the certificate that says who calls
+    #[arg(long, global = true, env = "MONITOR_CERT", value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// For https: the private key of --cert
+    #[arg(long, global = true, env = "MONITOR_KEY", value_name = "FILE")]
+    pub key: Option<PathBuf>,
 }
 
 /// How to print.

@@ -4,6 +4,7 @@
 
 mod alerts;
 pub mod args;
+mod connect;
 mod coverage;
 mod failure;
 mod inventory;
@@ -14,14 +15,11 @@ mod tests;
 
 use std::{io::Write, time::Duration};
 
-use monitor_api::{
-    MESSAGE_BYTES_MAX,
-    v1::{CoverageRequest, StatusRequest, monitor_client::MonitorClient},
-};
+use monitor_api::v1::{CoverageRequest, StatusRequest, monitor_client::MonitorClient};
 use tokio::time::timeout;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
-use crate::{alerts::build::timestamp, api::Address};
+use crate::alerts::build::timestamp;
 pub use args::{Arguments, Format};
 use args::{Command, ContainerCommand, ImageCommand};
 pub use failure::Failure;
@@ -30,9 +28,6 @@ pub use output::{Output, Terminal};
 /// Longest time to wait for an answer that is not a stream of alerts; longer than the daemon's
 /// own, so that its reason comes first.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
-
-/// Longest time for the daemon to accept a connection.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 
 type Client = MonitorClient<Channel>;
 
@@ -47,7 +42,7 @@ pub async fn run(
     terminal: Option<Terminal>,
 ) -> Result<(), Failure> {
     let mut output = Output::new(writer, arguments.output, terminal);
-    let mut client = connect(&arguments.address).await?;
+    let mut client = connect::connect(&arguments.address, &arguments.tls).await?;
     match arguments.command {
         Command::Alerts(options) => alerts::run(&mut client, &options, &mut output).await,
         Command::Status => answered(status::run(&mut client, &mut output)).await,
@@ -85,16 +80,6 @@ async fn answered(command: impl Future<Output = Result<(), Failure>>) -> Result<
             ANSWER_TIME_MAX.as_secs()
         )))
     })
-}
-
-async fn connect(address: &Address) -> Result<Client, Failure> {
-    let channel = Endpoint::from_shared(address.to_string())
-        .map_err(|error| Failure::Usage(format!("address {address}: {error}")))?
-        .connect_timeout(CONNECT_TIME_MAX)
-        .connect()
-        .await
-        .map_err(|error| Failure::connect(address, &error))?;
-    Ok(MonitorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 /// The daemon's status.

@@ -125,9 +125,10 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push((
             "clients",
             format!(
-                "{} connections ({} refused), {} alert streams ({} refused), {} alerts expired unread",
+                "{} connections ({} refused, {} unidentified), {} alert streams ({} refused), {} alerts expired unread",
                 api.connections,
                 api.connections_refused,
+                api.connections_unidentified,
                 api.alert_streams,
                 api.alert_streams_refused,
                 api.alerts_expired

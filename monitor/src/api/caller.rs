@@ -1,0 +1,128 @@
+//! Who calls, and what a caller may do.
+
+use rustls::pki_types::CertificateDer;
+use serde::Deserialize;
+use tonic::{Request, Status};
+
+/// What a caller may do. Each may also do what an observer may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Reads alerts, inventory and status, and acknowledges alerts.
+    Observer,
+    /// Changes profiles, policies and exceptions.
+    Operator,
+    /// Approves images and orders rollbacks.
+    Responder,
+}
+
+/// Who has which role, by a name in the certificate: a DNS name or URI of its subject alternative
+/// names, exactly as it stands there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Roles {
+    /// See [`Role::Observer`].
+    pub observer: Vec<String>,
+    /// See [`Role::Operator`].
+    pub operator: Vec<String>,
+    /// See [`Role::Responder`].
+    pub responder: Vec<String>,
+}
+
+impl Roles {
+    /// Whether nobody has any.
+    pub fn is_empty(&self) -> bool {
+        [&self.observer, &self.operator, &self.responder]
+            .iter()
+            .all(|names| names.is_empty())
+    }
+
+    fn of(&self, names: &[String]) -> Vec<Role> {
+        let lists = [
+            (Role::Observer, &self.observer),
+            (Role::Operator, &self.operator),
+            (Role::Responder, &self.responder),
+        ];
+        let has = |list: &[String]| names.iter().any(|name| list.contains(name));
+        let held = lists.into_iter().filter(|(_, list)| has(list));
+        held.map(|(role, _)| role).collect()
+    }
+}
+
+/// Who calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Caller {
+    /// For messages.
+    name: String,
+    roles: Vec<Role>,
+}
+
+impl Caller {
+    /// The user of a process on this node; `None` if it may do nothing. Only the daemon's own user
+    /// and root can open the socket; this holds even where somebody changed its mode.
+    pub(super) fn of_user(uid: u32) -> Option<Self> {
+        let own = nix::unistd::geteuid().as_raw();
+        (uid == 0 || uid == own).then(|| Self {
+            name: format!("user {uid}"),
+            roles: vec![Role::Observer, Role::Operator, Role::Responder],
+        })
+    }
+
+    /// Whom a certificate names that was verified.
+    pub(super) fn of_certificate(certificate: &CertificateDer<'_>, roles: &Roles) -> Self {
+        let names: Vec<String> = webpki::EndEntityCert::try_from(certificate)
+            .map(|certificate| {
+                let dns = certificate.valid_dns_names();
+                let names = dns.chain(certificate.valid_uri_names());
+                names.map(str::to_owned).collect()
+            })
+            .unwrap_or_default();
+        Self {
+            roles: roles.of(&names),
+            name: if names.is_empty() {
+                "a certificate without a name".to_owned()
+            } else {
+                names.join(", ")
+            },
+        }
+    }
+
+    /// Refuses a request whose caller has no role.
+    pub(super) fn check_observer(request: Request<()>) -> Result<Request<()>, Status> {
+        let Some(caller) = request.extensions().get::<Self>() else {
+            return Err(Status::unauthenticated("who calls is not known"));
+        };
+        if caller.roles.is_empty() {
+            tracing::warn!(caller = caller.name, "a caller without a role was refused");
+            return Err(Status::permission_denied(format!(
+                "{} has no role here: name it below [roles] in the daemon's configuration",
+                caller.name
+            )));
+        }
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_has_the_roles_that_list_it() {
+        let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let roles = Roles {
+            observer: list(&["soc", "both"]),
+            operator: list(&["both"]),
+            responder: list(&["spiffe://a/b"]),
+        };
+        let check = |names: &[&str], expect: &[Role]| {
+            let names: Vec<String> = list(names);
+            assert_eq!(roles.of(&names), expect, "{names:?}");
+        };
+        check(&["soc"], &[Role::Observer]);
+        check(&["both"], &[Role::Observer, Role::Operator]);
+        check(&["other", "spiffe://a/b"], &[Role::Responder]);
+        check(&["SOC"], &[]);
+        check(&["*"], &[]);
+        check(&[], &[]);
+    }
+}
