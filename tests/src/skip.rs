@@ -37,6 +37,8 @@ pub enum Need {
     UserNamespaces,
     /// Layers of Debian packages.
     DebianLayers,
+    /// gRPC for Python, and what makes stubs for it.
+    PythonGrpc,
 }
 
 impl Need {
@@ -62,6 +64,14 @@ impl Need {
             }
             Self::UserNamespaces => absent("/proc/self/uid_map"),
             Self::DebianLayers => absent(&debian_layers().to_string_lossy()),
+            Self::PythonGrpc => [
+                "/usr/lib/python3/dist-packages/grpc",
+                "/usr/lib/python3/dist-packages/google/protobuf",
+                "/usr/bin/grpc_python_plugin",
+                "/usr/include/google/protobuf/struct.proto",
+            ]
+            .into_iter()
+            .find_map(absent),
         }
     }
 }

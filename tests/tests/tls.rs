@@ -1,16 +1,16 @@
 //! The API by TCP, as an administrator sets it up and `monitorctl` uses it.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::Value;
 use tests::{
     alerts::text,
-    containerd::{Containerd, output},
+    containerd::{Containerd, Run, output},
     daemon::{Daemon, program},
-    require,
-    world::Alone,
+    image, require,
+    world::{Alone, BASE},
 };
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
@@ -18,6 +18,10 @@ type Authority = CertifiedIssuer<'static, KeyPair>;
 fn authority() -> Result<Authority> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // OpenSSL takes a certificate whose subject is its issuer's for self-signed.
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "authority");
     Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
 }
 
@@ -40,50 +44,76 @@ fn listens_at(log: &str) -> Option<String> {
     })
 }
 
-#[test]
-fn who_has_a_role_is_answered_by_tcp_and_nobody_else() -> Result<()> {
-    require!(Root, Containerd, Busybox, Btf);
-    let _alone = Alone::wait();
-    let containerd = Containerd::start()?;
-    let directory = containerd.directory();
-    let ca = authority()?;
-    fs::write(directory.join("ca.crt"), ca.pem())?;
-    for name in ["127.0.0.1", "soc.example", "guest.example"] {
-        issue(&ca, name, directory)?;
-    }
-    let shown = directory.display();
-    let config = directory.join("config.toml");
-    fs::write(
-        &config,
-        format!(
-            r#"[tls]
+/// A daemon that listens by TCP, its address, and a directory with certificates.
+struct Served {
+    daemon: Daemon,
+    address: String,
+    containerd: Containerd,
+    _alone: Alone,
+}
+
+impl Served {
+    fn start() -> Result<Self> {
+        let alone = Alone::wait();
+        let containerd = Containerd::start()?;
+        let directory = containerd.directory();
+        let ca = authority()?;
+        fs::write(directory.join("ca.crt"), ca.pem())?;
+        for name in ["127.0.0.1", "soc.example", "guest.example"] {
+            issue(&ca, name, directory)?;
+        }
+        let shown = directory.display();
+        let config = directory.join("config.toml");
+        fs::write(
+            &config,
+            format!(
+                r#"[tls]
 certificate = "{shown}/127.0.0.1.crt"
 key = "{shown}/127.0.0.1.key"
 client_ca = "{shown}/ca.crt"
 [roles]
 observer = ["soc.example"]
 "#
-        ),
-    )?;
-    let own = directory.join("monitord");
-    let mut command = Daemon::command(&containerd.address(), &own)?;
-    command
-        .arg("--config")
-        .arg(&config)
-        .args(["--listen", "https://127.0.0.1:0"]);
-    let daemon = Daemon::spawn(&mut command, &own)?;
-    daemon.wait_ready()?;
-    let address = listens_at(&daemon.full_log()).context("no address in the log")?;
+            ),
+        )?;
+        let own = directory.join("monitord");
+        let mut command = Daemon::command(&containerd.address(), &own)?;
+        command
+            .arg("--config")
+            .arg(&config)
+            .args(["--listen", "https://127.0.0.1:0"]);
+        let daemon = Daemon::spawn(&mut command, &own)?;
+        daemon.wait_ready()?;
+        let address = listens_at(&daemon.full_log()).context("no address in the log")?;
+        Ok(Self {
+            daemon,
+            address,
+            containerd,
+            _alone: alone,
+        })
+    }
+
+    /// Adds the files that say who calls.
+    fn call_as<'a>(&self, name: &str, command: &'a mut Command) -> &'a mut Command {
+        let file = |name: String| self.containerd.directory().join(name);
+        command
+            .arg("--ca")
+            .arg(file("ca.crt".to_owned()))
+            .arg("--cert")
+            .arg(file(format!("{name}.crt")))
+            .arg("--key")
+            .arg(file(format!("{name}.key")))
+    }
+}
+
+#[test]
+fn who_has_a_role_is_answered_by_tcp_and_nobody_else() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let served = Served::start()?;
     let ask = |name: &str| {
-        let mut command = std::process::Command::new(program("MONITORCTL", "monitorctl")?);
-        command.args(["--address", &address, "-o", "json", "status"]);
-        for (option, file) in [("--ca", "ca.crt".to_owned())].into_iter().chain([
-            ("--cert", format!("{name}.crt")),
-            ("--key", format!("{name}.key")),
-        ]) {
-            command.arg(option).arg(directory.join(file));
-        }
-        output(&mut command)
+        let mut command = Command::new(program("MONITORCTL", "monitorctl")?);
+        command.args(["--address", &served.address, "-o", "json", "status"]);
+        output(served.call_as(name, &mut command))
     };
     let status: Value = serde_json::from_str(&ask("soc.example")?)?;
     ensure!(text(&status, "/node").is_some(), "{status:#}");
@@ -92,6 +122,47 @@ observer = ["soc.example"]
         refused.contains("exit status: 4") && refused.contains("guest.example has no role"),
         "{refused}"
     );
-    ensure!(daemon.stop()?.success());
+    ensure!(served.daemon.stop()?.success());
+    Ok(())
+}
+
+#[test]
+fn the_client_for_python_goes_on_where_it_stopped() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf, PythonGrpc);
+    let served = Served::start()?;
+    let stubs = served.containerd.directory().join("stubs");
+    fs::create_dir(&stubs)?;
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let protocol = repository.join("monitor-api/proto");
+    let mut make = Command::new("protoc");
+    make.arg("-I")
+        .arg(&protocol)
+        .args(["python_out", "grpc_python_out"].map(|to| format!("--{to}={}", stubs.display())))
+        .arg("--plugin=protoc-gen-grpc_python=/usr/bin/grpc_python_plugin");
+    for file in ["alert", "monitor", "node"] {
+        make.arg(protocol.join(format!("monitor/v1/{file}.proto")));
+    }
+    output(&mut make)?;
+
+    served.containerd.import(&image::base(BASE)?)?;
+    let line = "for i in 1 2 3; do probe run-copy /tmp/x$i $i true; done";
+    served
+        .containerd
+        .run_ok(&Run::new(BASE, "three").shell(line))?;
+    let read = |count: &str| -> Result<Vec<String>> {
+        let mut client = Command::new("/usr/bin/python3");
+        client
+            .arg(repository.join("docs/clients/alerts.py"))
+            .env("PYTHONPATH", &stubs)
+            .args(["--address", served.address.trim_start_matches("https://")])
+            .args(["--consumer", "python", "--count", count]);
+        let lines = output(served.call_as("soc.example", &mut client))?;
+        let alerts = lines.lines().map(serde_json::from_str::<Value>);
+        let cursors = alerts.map(|alert| Ok(text(&alert?, "/cursor").unwrap_or("none").to_owned()));
+        cursors.collect()
+    };
+    ensure!(read("2")? == ["1", "2"]);
+    ensure!(read("1")? == ["3"]);
+    ensure!(served.daemon.stop()?.success());
     Ok(())
 }

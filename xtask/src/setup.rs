@@ -25,25 +25,44 @@ use crate::{
 /// A program that must run here.
 struct Tool {
     program: &'static str,
-    /// Makes it end at once with status 0.
-    probe: &'static str,
+    /// Arguments that make it end at once with status 0.
+    probe: &'static [&'static str],
     /// The Debian package that brings it.
     package: &'static str,
 }
 
-const TOOLS: [Tool; 8] = [
-    tool("containerd", "--version", "containerd"),
-    tool("containerd-shim-runc-v2", "-v", "containerd"),
-    tool("ctr", "--version", "containerd"),
-    tool("runc", "--version", "runc"),
+const TOOLS: [Tool; 12] = [
+    tool("containerd", &["--version"], "containerd"),
+    tool("containerd-shim-runc-v2", &["-v"], "containerd"),
+    tool("ctr", &["--version"], "containerd"),
+    tool("runc", &["--version"], "runc"),
     // Runs the containers in guests.
-    tool("crun", "--version", "crun"),
+    tool("crun", &["--version"], "crun"),
     // containerd-client's build script runs it.
-    tool("protoc", "--version", "protobuf-compiler"),
-    tool(BUSYBOX, "--help", "busybox-static"),
+    tool("protoc", &["--version"], "protobuf-compiler"),
+    tool(BUSYBOX, &["--help"], "busybox-static"),
     // Debian's own, wherever another may come first: its files go into images.
-    tool("/usr/bin/python3", "--version", "python3-minimal"),
+    tool(PYTHON, &["--version"], "python3-minimal"),
+    // What the client in docs/clients is made of.
+    tool(PYTHON, &["-c", "import grpc"], "python3-grpcio"),
+    tool(
+        PYTHON,
+        &["-c", "import google.protobuf"],
+        "python3-protobuf",
+    ),
+    tool(
+        "test",
+        &["-x", "/usr/bin/grpc_python_plugin"],
+        "protobuf-compiler-grpc",
+    ),
+    tool(
+        "test",
+        &["-e", "/usr/include/google/protobuf/struct.proto"],
+        "libprotobuf-dev",
+    ),
 ];
+
+const PYTHON: &str = "/usr/bin/python3";
 
 /// Goes into the tests' images, which hold no libraries.
 pub(crate) const BUSYBOX: &str = "busybox";
@@ -51,7 +70,11 @@ pub(crate) const BUSYBOX: &str = "busybox";
 /// What bpf-linker is recommended with where no compiler is known yet that could tell.
 const ASSUMED_LLVM: u32 = 22;
 
-const fn tool(program: &'static str, probe: &'static str, package: &'static str) -> Tool {
+const fn tool(
+    program: &'static str,
+    probe: &'static [&'static str],
+    package: &'static str,
+) -> Tool {
     Tool {
         program,
         probe,
@@ -271,7 +294,7 @@ fn look(cache: &Path) -> Found {
 
 impl Tool {
     fn runs(&self) -> bool {
-        run::answer(Command::new(self.program).arg(self.probe)).is_some()
+        run::answer(Command::new(self.program).args(self.probe)).is_some()
             && (self.program != BUSYBOX || is_static(self.program))
     }
 }
