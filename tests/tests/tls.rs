@@ -139,8 +139,8 @@ fn the_client_for_python_goes_on_where_it_stopped() -> Result<()> {
         .arg(&protocol)
         .args(["python_out", "grpc_python_out"].map(|to| format!("--{to}={}", stubs.display())))
         .arg("--plugin=protoc-gen-grpc_python=/usr/bin/grpc_python_plugin");
-    for file in ["alert", "monitor", "node"] {
-        make.arg(protocol.join(format!("monitor/v1/{file}.proto")));
+    for file in fs::read_dir(protocol.join("monitor/v1"))? {
+        make.arg(file?.path());
     }
     output(&mut make)?;
 
