@@ -179,9 +179,13 @@ impl Owner {
                 }
             }
             // Nothing will be said of it, whoever it is of.
-            Place::Unknown | Place::Container { .. }
-                if is_data(&pending.what) && open::sensitive(used, None).is_none() =>
+            Place::Container { container, .. }
+                if is_data(&pending.what)
+                    && open::sensitive(used, container.task.as_ref()).is_none() =>
             {
+                self.count(&Judgement::Good(FileVerdict::Image), true);
+            }
+            Place::Unknown if is_data(&pending.what) && open::sensitive(used, None).is_none() => {
                 self.count(&Judgement::Good(FileVerdict::Image), true);
             }
             Place::Unknown if self.is_before_coverage(used) => {

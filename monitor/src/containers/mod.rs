@@ -11,7 +11,7 @@ pub mod procfs;
 mod resolve;
 pub mod watch;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use crate::digest::Digest;
 
@@ -90,6 +90,9 @@ pub struct Task {
     pub root_device: Option<u32>,
     /// Where the runtime mounted its root filesystem on the host.
     pub rootfs: Option<PathBuf>,
+    /// Inode numbers of sensitive files in its root as they were when it was first seen: what is
+    /// linked or renamed stays the same file.
+    pub named: BTreeMap<u64, Vec<u8>>,
 }
 
 /// An image as a container can have been created from it. Two that differ only in their config

@@ -1,6 +1,7 @@
 //! What `/proc` says of a container's init process.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs::File,
     io::{self, Read},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use super::{Task, inventory::TaskFacts};
+use crate::{detect::open, sensor::root};
 
 /// Bytes of one file of `/proc` that are read; a node with ten thousand mounts stays below.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -153,12 +155,17 @@ pub(super) fn task(
         .then(|| read(&format!("/proc/{pid}/cgroup")).ok())
         .flatten()
         .and_then(|cgroups| unified(&cgroups));
+    let named = match (&rootfs, root_device) {
+        (Some(rootfs), Some(device)) => root::inodes(rootfs, device, open::names()),
+        _ => BTreeMap::new(),
+    };
     TaskFacts {
         task: Task {
             pid,
             mount_namespace,
             root_device,
             rootfs,
+            named,
         },
         cgroup_path,
     }

@@ -2,6 +2,7 @@
 //! way.
 
 use std::{
+    collections::BTreeMap,
     ffi::{CString, OsStr},
     os::{
         fd::{FromRawFd, OwnedFd},
@@ -32,6 +33,22 @@ pub fn file(rootfs: &Path, device: u32, path: &[u8]) -> Option<OwnedFd> {
         .ok()?
         .then(|| named(&root, path))
         .flatten()
+}
+
+/// The inode numbers of those of `names` that are files of the filesystem `device` mounted at
+/// `rootfs`, each with its name.
+pub fn inodes(
+    rootfs: &Path,
+    device: u32,
+    names: impl Iterator<Item = Vec<u8>>,
+) -> BTreeMap<u64, Vec<u8>> {
+    let root = clone_mount(rootfs).filter(|root| is_device(root, device) == Ok(true));
+    let Some(root) = root else {
+        return BTreeMap::new();
+    };
+    names
+        .filter_map(|name| Some((fstat(named(&root, &name)?).ok()?.st_ino, name)))
+        .collect()
 }
 
 /// Whether a file lies on the filesystem with this kernel device number.

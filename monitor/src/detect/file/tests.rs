@@ -95,6 +95,7 @@ pub(crate) fn container() -> Arc<Container> {
             mount_namespace: Some(OWN_NAMESPACE),
             root_device: Some(ROOT_DEVICE),
             rootfs: None,
+            named: std::collections::BTreeMap::new(),
         }),
     })
 }
