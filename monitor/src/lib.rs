@@ -16,3 +16,4 @@ pub mod digest;
 pub mod doctor;
 pub mod image;
 pub mod sensor;
+pub mod verify;

@@ -201,16 +201,27 @@ fn a_corrupt_layer_is_named() -> Result<()> {
 }
 
 #[test]
-fn a_missing_layer_is_named() -> Result<()> {
+fn a_missing_layer_is_read_where_it_was_unpacked() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
     let (_, image) = tools(BROKEN, "broken")?;
     let layer = image.layers.get(1).context("a second layer")?;
     let world = world_with(|containerd| {
         containerd.import(&image)?;
+        // containerd goes on listing it.
         fs::remove_file(containerd.blob(&layer.blob))?;
         Ok(())
     })?;
-    check_unverifiable(&world, &[&layer.blob, &layer.diff_id])
+    let line = "echo salt >> /opt/tool; /opt/tool sleep-ms 0";
+    let alerts = world.raised_by(BROKEN, line)?;
+    let found: Vec<_> = alerts
+        .iter()
+        .map(|alert| (text(alert, "/kind"), text(alert, "/image/evidence")))
+        .collect();
+    ensure!(
+        found == [(Some("exec_modified"), Some("unpacked"))],
+        "{found:?}"
+    );
+    world.daemon.check_alive()
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod bytes;
 mod connects;
+mod contents;
 mod coverage;
 mod find;
 mod node;
@@ -11,7 +12,9 @@ mod query;
 mod runtime;
 mod sourced;
 mod state;
+mod usage;
 mod uses;
+mod verify;
 
 use std::{
     fs::{DirBuilder, File, Permissions},
@@ -28,7 +31,7 @@ use nix::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
 };
 
 pub use self::probe::self_check;
@@ -91,10 +94,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Sensor::may_start()?;
     let client = containerd::Client::connect(&config.containerd).await?;
     let _lock = lock(&config.state)?;
-    let images = Arc::new(ImageStore::open(
-        &config.state.join("layers"),
-        Arc::new(client.clone()),
-    )?);
+    let images = ImageStore::open(&config.state.join("layers"), Arc::new(client.clone()))?;
+    let contents = Arc::new(contents::ContentsReader::new(images, client.clone()));
     let journal = config.state.join("journal");
     let retention = config.journal.retention();
     let log = tokio::task::spawn_blocking(move || AlertLog::open(&journal, retention))
@@ -145,7 +146,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         sockets: runtime::sockets(Path::new(&containerd_address)),
         containerd: containerd_address.clone(),
         bytes: Arc::default(),
-        images: Arc::clone(&images),
+        contents: Arc::clone(&contents),
         log: log.clone(),
         node: NodeFacts {
             cluster: config.cluster.unwrap_or_default(),
@@ -168,9 +169,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         node,
         queries: queries_in,
         references,
-        images,
+        contents,
         containerd_address,
         watched_since,
+        comparisons: Arc::new(Semaphore::new(verify::COMPARISONS_MAX)),
     };
     let mut serving = tokio::spawn(api::serve(
         listeners,

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     bytes::BytesReader,
+    contents::ContentsReader,
     coverage::{self, Coverage},
     query::{Connection, Query, Snapshot},
     state::{Done, Pending, State, creation},
@@ -27,7 +28,7 @@ use crate::{
     },
     coverage::Cause,
     detect::{Finding, connect::RuntimeSockets, container as container_rules, file::RuntimeFiles},
-    image::{contents::Contents, error::ContentsError, store::ImageStore},
+    image::error::ContentsError,
     sensor::{Sensor, event::Event, hold::HolderError},
 };
 
@@ -37,12 +38,10 @@ const IN_FLIGHT_MAX: usize = 1024;
 /// Uses that wait until containerd has told whose their cgroup is and which image that has; at the
 /// bound the oldest is given up and counted.
 pub(super) const WAITING_MAX: usize = 8192;
-/// How long such a use waits, and one whose image's contents cannot be read yet.
+/// How long such a use waits.
 const WAITING_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often what has waited too long is looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// Pause before the contents of an image are asked for again.
-const CONTENTS_RETRY: Duration = Duration::from_millis(500);
 /// How long the uses that are in flight are waited for at the end.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -67,7 +66,7 @@ pub(super) struct Owner {
     /// Where containerd has its socket.
     pub(super) containerd: PathBuf,
     pub(super) bytes: Arc<BytesReader>,
-    pub(super) images: Arc<ImageStore>,
+    pub(super) contents: Arc<ContentsReader>,
     pub(super) log: AlertLog,
     pub(super) node: NodeFacts,
     pub(super) listings: watch::Sender<Option<ListingRequest>>,
@@ -201,9 +200,14 @@ impl Owner {
                 Effect::ContainerAdded(container) => {
                     tracing::debug!(id = container.id, "container")
                 }
-                Effect::ContainerIdentified(container) => self.identified(&container),
+                Effect::ContainerIdentified(container) => {
+                    self.state.usages.seen(&container, jiff::Timestamp::now());
+                    self.identified(&container);
+                }
                 Effect::TaskStarted(container) => self.hold(&container),
-                Effect::TaskExited(_) => {}
+                Effect::TaskExited(container) => {
+                    self.state.usages.ended(&container, jiff::Timestamp::now());
+                }
                 Effect::ContainerRemoved(container) => self.coverage.removed(&container),
                 Effect::ForgetCgroup(id) => self.forget(id),
             }
@@ -253,9 +257,9 @@ impl Owner {
                 }
             }
             Some(image) => {
-                let (container, images) = (Arc::clone(container), Arc::clone(&self.images));
+                let (container, contents) = (Arc::clone(container), Arc::clone(&self.contents));
                 self.state.in_flight.spawn(async move {
-                    let result = contents(&images, &container.runtime_namespace, &image).await;
+                    let result = contents.of(&container, &image).await;
                     Done::Contents { container, result }
                 });
             }
@@ -342,6 +346,7 @@ impl Owner {
                     (Arc::clone(container), running, findings)
                 })
                 .collect(),
+            usage: self.state.usages.all(),
             counts: self.state.counts,
             waiting: between
                 + self.state.waiting.len() as u64
@@ -364,26 +369,5 @@ async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// The contents of an image; asks again while containerd does not answer.
-pub(super) async fn contents(
-    images: &ImageStore,
-    namespace: &str,
-    image: &crate::containers::ImageId,
-) -> Result<Arc<Contents>, ContentsError> {
-    let began = Instant::now();
-    loop {
-        match images.contents(namespace, image).await {
-            Err(error)
-                if !error.is_permanent()
-                    && error.missing_blob().is_none()
-                    && began.elapsed() < WAITING_TIME_MAX =>
-            {
-                tokio::time::sleep(CONTENTS_RETRY).await;
-            }
-            result => return result,
-        }
     }
 }

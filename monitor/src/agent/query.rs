@@ -5,10 +5,11 @@ use std::sync::Arc;
 use monitor_api::v1;
 use tokio::sync::oneshot;
 
-use super::state::EventCounts;
+use super::{state::EventCounts, usage::Usage};
 use crate::{
     api::CoverageError,
     containers::Container,
+    digest::Digest,
     sensor::{account::Account, hooks::Choice},
 };
 
@@ -37,6 +38,8 @@ pub(super) struct CoverageQuestion {
 pub(super) struct Snapshot {
     /// Containers, whether each is running, and its findings.
     pub(super) containers: Vec<(Arc<Container>, bool, u64)>,
+    /// Images by manifest digest, and what is known of their containers.
+    pub(super) usage: Vec<(Digest, Usage)>,
     pub(super) counts: EventCounts,
     /// Execs received and not judged yet.
     pub(super) waiting: u64,

@@ -12,7 +12,7 @@ use lru::LruCache;
 use monitor_common::CgroupFacts;
 use tokio::task::{Id, JoinSet};
 
-use super::{bytes::Read, query::Connection, sourced::Sourced};
+use super::{bytes::Read, query::Connection, sourced::Sourced, usage::Usages};
 use crate::{
     alerts::Aggregator,
     containers::{
@@ -87,6 +87,7 @@ pub(super) struct State {
     /// Containers of which it was said as a whole that they cannot be compared.
     pub(super) told: LruCache<Creation, ()>,
     pub(super) findings: LruCache<Creation, u64>,
+    pub(super) usages: Usages,
     pub(super) uses_in_flight: HashSet<Id>,
     pub(super) counts: EventCounts,
     pub(super) connection: Connection,
@@ -107,6 +108,7 @@ impl State {
             in_flight: JoinSet::new(),
             told: LruCache::new(CONTAINERS_MAX),
             findings: LruCache::new(CONTAINERS_MAX),
+            usages: Usages::default(),
             uses_in_flight: HashSet::new(),
             counts: EventCounts::default(),
             connection: Connection::default(),

@@ -12,7 +12,7 @@ use tokio::task::{Id, JoinError};
 use super::{
     bytes::{Layers, Request},
     find::Wanted,
-    owner::{Owner, WAITING_MAX, contents},
+    owner::{Owner, WAITING_MAX},
     state::{Done, Pending, ReadUse, What, creation},
 };
 use crate::{
@@ -308,7 +308,6 @@ impl Owner {
             What::Open(open, _) => (Vec::new(), open.held.take()),
             What::Connect(_) => (Vec::new(), None),
         };
-        let image = container.identity.contents_of().cloned();
         let is_anonymous = role == Role::Anonymous;
         let request = Request {
             container: creation(&container),
@@ -318,22 +317,18 @@ impl Owner {
                 ..wanted(pending.what.used(), &container)
             },
             held,
-            layers: image.as_ref().map(|image| Layers {
-                chain_id: image.chain_id,
+            layers: container.chain_id().map(|chain_id| Layers {
+                chain_id,
                 created_unix_ns: container.created_unix_ns,
             }),
         };
-        let (bytes, images) = (Arc::clone(&self.bytes), Arc::clone(&self.images));
+        let (bytes, reader) = (Arc::clone(&self.bytes), Arc::clone(&self.contents));
         let handle = self.state.in_flight.spawn(async move {
-            let contents = async {
-                match &image {
-                    Some(image) => {
-                        Some(contents(&images, &container.runtime_namespace, image).await)
-                    }
-                    None => None,
-                }
-            };
+            let contents = reader.of_container(&container);
             let (files, contents) = tokio::join!(bytes.read(request), contents);
+            if let Some(Ok(contents)) = &contents {
+                reader.read_for(contents, pending.what.used(), &files).await;
+            }
             Done::Use(Box::new(ReadUse {
                 pending,
                 role,
@@ -391,7 +386,7 @@ impl Owner {
             host_mount_namespace: self.host_mount_namespace,
             runtime: &self.runtime,
             expected: match &contents {
-                Some(Ok(contents)) => Expected::Verified(contents),
+                Some(Ok(contents)) => Expected::Known(contents),
                 Some(Err(_)) => Expected::Unavailable(&reason),
                 None => Expected::NoImage,
             },

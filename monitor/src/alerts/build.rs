@@ -147,7 +147,10 @@ pub fn image_of(container: &Container, evidence: Option<&str>) -> v1::alert::Ima
                 })
                 .collect();
         }
-        Identity::None | Identity::Pending => {}
+        Identity::None | Identity::Pending => {
+            let layers = container.unread_layers();
+            said.chain_id = layers.map_or_else(String::new, |layers| layers.chain_id.to_string());
+        }
     }
     said
 }

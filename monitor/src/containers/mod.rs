@@ -43,12 +43,25 @@ pub struct Container {
     pub identity: Identity,
     /// Why the image that its reference stands for could not be read, where that left the identity
     /// open.
-    pub image_problem: Option<String>,
+    pub image_problem: Option<ImageProblem>,
     /// What is known once its task exists.
     pub task: Option<Task>,
 }
 
 impl Container {
+    /// Chain ID of the layers that its files are compared with.
+    pub fn chain_id(&self) -> Option<Digest> {
+        match self.identity.contents_of() {
+            Some(image) => Some(image.chain_id),
+            None => Some(self.unread_layers()?.chain_id),
+        }
+    }
+
+    /// The layers of its snapshot, if nothing more is known of its image.
+    pub fn unread_layers(&self) -> Option<SnapshotLayers> {
+        self.image_problem.as_ref()?.layers
+    }
+
     /// Whether this kernel sees what the container executes. Runtimes that run it in a virtual
     /// machine (Kata) or under a kernel of their own (gVisor) hide that.
     pub fn is_visible(&self) -> bool {
@@ -57,6 +70,24 @@ impl Container {
             .iter()
             .any(|name| runtime.contains(name))
     }
+}
+
+/// An image that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageProblem {
+    /// Which image, and why.
+    pub reason: String,
+    /// The layers of the container's snapshot, if its name tells.
+    pub layers: Option<SnapshotLayers>,
+}
+
+/// What the name of a snapshot tells of the layers below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SnapshotLayers {
+    /// Their chain ID.
+    pub chain_id: Digest,
+    /// A snapshot with shifted owners lies on top of them.
+    pub is_remapped: bool,
 }
 
 /// What a container is for.

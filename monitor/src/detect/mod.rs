@@ -172,7 +172,8 @@ pub struct Finding {
     pub time_boot_ns: u64,
     /// In which container, as it was known then.
     pub container: Arc<Container>,
-    /// `verified` if the expected contents were read from checked blobs; `None` without contents.
+    /// The name of the [`Evidence`](crate::image::contents::Evidence) of the expected contents;
+    /// `None` without contents.
     pub evidence: Option<&'static str>,
     /// One sentence for people.
     pub message: String,

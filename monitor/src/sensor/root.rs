@@ -27,11 +27,15 @@ pub(super) fn named(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
 /// `rootfs`, as a path only. `None` if it is not there, or another filesystem is by now: of a
 /// container that has ended `rootfs` is a directory of the host.
 pub fn file(rootfs: &Path, device: u32, path: &[u8]) -> Option<OwnedFd> {
+    named(&detached(rootfs, device)?, path)
+}
+
+/// The root of the filesystem `device` (kernel device number) that is mounted at `rootfs`, without
+/// what is mounted on it; it stays when the container goes. `None` if another filesystem is there by
+/// now.
+pub fn detached(rootfs: &Path, device: u32) -> Option<OwnedFd> {
     let root = clone_mount(rootfs)?;
-    is_device(&root, device)
-        .ok()?
-        .then(|| named(&root, path))
-        .flatten()
+    is_device(&root, device).ok()?.then_some(root)
 }
 
 /// Whether a file lies on the filesystem with this kernel device number.
