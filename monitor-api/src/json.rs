@@ -164,6 +164,16 @@ pub fn status(status: &v1::Status) -> Value {
             "queue_overflows": held.queue_overflows,
             "evicted": held.evicted,
         })),
+        "changes": status.changes.as_ref().map(|changes| json!({
+            "noticed": changes.noticed,
+            "waiting": changes.waiting,
+            "same": changes.same,
+            "differing": changes.differing,
+            "unverifiable": changes.unverifiable,
+            "others": changes.others,
+            "overflows": changes.overflows,
+            "unfollowed": changes.unfollowed,
+        })),
         "coverage": status.coverage.as_ref().map(|coverage| json!({
             "gaps": coverage.gaps,
             "self_check": coverage.self_check.as_ref().map(|check| json!({

@@ -169,7 +169,7 @@ impl Daemon {
                 .and_then(Value::as_u64)
                 .with_context(|| format!("no number /events/waiting in {status}"))?;
             ensure!(waiting == 0, "{waiting} events wait");
-            Ok(())
+            changes_judged(&status)
         })
     }
 
@@ -196,7 +196,7 @@ impl Daemon {
                 received >= submitted && done == all,
                 "{submitted} submitted, {received} received, {done} of {all} done"
             );
-            Ok(())
+            changes_judged(&status)
         })
     }
 
@@ -290,4 +290,14 @@ fn socket(directory: &Path) -> PathBuf {
 
 fn address(directory: &Path) -> String {
     format!("unix://{}", socket(directory).display())
+}
+
+/// No change of a file of an image waits.
+fn changes_judged(status: &Value) -> Result<()> {
+    let waiting = status
+        .pointer("/changes/waiting")
+        .and_then(Value::as_u64)
+        .with_context(|| format!("no number /changes/waiting in {status}"))?;
+    ensure!(waiting == 0, "{waiting} changes of files of images wait");
+    Ok(())
 }

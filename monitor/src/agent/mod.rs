@@ -1,6 +1,7 @@
 //! The assembly of the daemon: starts each room, connects them, and stops them in order.
 
 mod bytes;
+mod changes;
 mod connects;
 mod coverage;
 mod find;
@@ -37,7 +38,9 @@ use crate::{
         Aggregator, AlertLog,
         build::{self, NodeFacts},
     },
-    api, clock,
+    api,
+    changes::{self as changes_room, Changes},
+    clock,
     config::Config,
     containerd,
     containers::{hierarchy::Hierarchy, inventory::Inventory, watch as containerd_watch},
@@ -127,6 +130,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (stop_owner, owner_stops) = watch::channel(false);
     let (stop_api, api_stops) = watch::channel(false);
 
+    let (changed_in, changed) = mpsc::channel(changes_room::CHANGES_MAX);
+    let followed = match Changes::start(changed_in) {
+        Ok(changes) => Some(changes),
+        Err(error) => {
+            tracing::error!(%error, "what containers change of their images is not seen until it is used as code");
+            None
+        }
+    };
+
     let containerd_address = client.address().to_owned();
     let mut watching = tokio::spawn(containerd_watch::run(
         client,
@@ -145,6 +157,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         sockets: runtime::sockets(Path::new(&containerd_address)),
         containerd: containerd_address.clone(),
         bytes: Arc::default(),
+        changes: followed,
         images: Arc::clone(&images),
         log: log.clone(),
         node: NodeFacts {
@@ -162,6 +175,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         events,
         changes,
         queries,
+        changed,
     };
     let mut owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
     let answers = node::NodeView {

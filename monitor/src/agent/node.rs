@@ -277,6 +277,16 @@ impl Node for NodeView {
             noted: snapshot.counts.noted,
             peers: snapshot.counts.peers,
         });
+        status.changes = Some(v1::status::Changes {
+            noticed: snapshot.changes_account.noticed,
+            waiting: snapshot.changes_account.waiting,
+            same: snapshot.changes.same,
+            differing: snapshot.changes.differing,
+            unverifiable: snapshot.changes.unverifiable,
+            others: snapshot.changes_account.others,
+            overflows: snapshot.changes_account.overflows,
+            unfollowed: snapshot.changes_account.unfollowed,
+        });
         status.coverage = Some(snapshot.coverage.clone());
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     alerts::{AlertLog, NodeFacts, boot_time, build},
+    changes::{Changed, Changes},
     clock,
     containers::{
         Container, Identity,
@@ -54,6 +55,8 @@ pub(super) struct Inputs {
     pub(super) changes: mpsc::Receiver<Change>,
     /// From the API.
     pub(super) queries: mpsc::Receiver<Query>,
+    /// What containers changed of their images.
+    pub(super) changed: mpsc::Receiver<Changed>,
 }
 
 /// The owner.
@@ -67,6 +70,8 @@ pub(super) struct Owner {
     /// Where containerd has its socket.
     pub(super) containerd: PathBuf,
     pub(super) bytes: Arc<BytesReader>,
+    /// `None` where the kernel refused what it takes.
+    pub(super) changes: Option<Changes>,
     pub(super) images: Arc<ImageStore>,
     pub(super) log: AlertLog,
     pub(super) node: NodeFacts,
@@ -92,6 +97,7 @@ impl Owner {
                 Some(done) = self.state.in_flight.join_next_with_id(), if !self.state.in_flight.is_empty() => self.done(done),
                 Some(query) = inputs.queries.recv() => self.answer(query),
                 () = until(self.state.sourced.due()) => self.drop_due(),
+                Some(changed) = inputs.changed.recv() => self.changed(changed),
                 Some(event) = inputs.events.recv(), if room => self.event(event),
                 _ = tick.tick() => self.tick(),
             }
@@ -127,6 +133,12 @@ impl Owner {
         }
         while let Some(done) = self.state.in_flight.join_next_with_id().await {
             self.done(done);
+        }
+        if let Some(changes) = &self.changes {
+            changes.stop();
+        }
+        while let Some(changed) = inputs.changed.recv().await {
+            self.changed(changed);
         }
     }
 
@@ -202,9 +214,17 @@ impl Owner {
                     tracing::debug!(id = container.id, "container")
                 }
                 Effect::ContainerIdentified(container) => self.identified(&container),
-                Effect::TaskStarted(container) => self.hold(&container),
+                Effect::TaskStarted(container) => {
+                    self.hold(&container);
+                    self.follow(&container);
+                }
                 Effect::TaskExited(_) => {}
-                Effect::ContainerRemoved(container) => self.coverage.removed(&container),
+                Effect::ContainerRemoved(container) => {
+                    self.coverage.removed(&container);
+                    if let Some(changes) = &self.changes {
+                        changes.forget(&container);
+                    }
+                }
                 Effect::ForgetCgroup(id) => self.forget(id),
             }
         }
@@ -343,6 +363,12 @@ impl Owner {
                 })
                 .collect(),
             counts: self.state.counts,
+            changes: self.state.changes,
+            changes_account: self
+                .changes
+                .as_ref()
+                .map(Changes::counters)
+                .unwrap_or_default(),
             waiting: between
                 + self.state.waiting.len() as u64
                 + self.state.sourced.len() as u64

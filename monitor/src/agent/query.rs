@@ -5,9 +5,10 @@ use std::sync::Arc;
 use monitor_api::v1;
 use tokio::sync::oneshot;
 
-use super::state::EventCounts;
+use super::state::{ChangeCounts, EventCounts};
 use crate::{
     api::CoverageError,
+    changes,
     containers::Container,
     sensor::{account::Account, hooks::Choice},
 };
@@ -38,6 +39,8 @@ pub(super) struct Snapshot {
     /// Containers, whether each is running, and its findings.
     pub(super) containers: Vec<(Arc<Container>, bool, u64)>,
     pub(super) counts: EventCounts,
+    pub(super) changes: ChangeCounts,
+    pub(super) changes_account: changes::Counters,
     /// Execs received and not judged yet.
     pub(super) waiting: u64,
     pub(super) account: Account,

@@ -20,7 +20,7 @@ use crate::{
         inventory::Key,
         processes::{Known, Processes},
     },
-    detect::{Kind, role::Role, script::Use},
+    detect::{Kind, modified::Told, role::Role, script::Use},
     digest::Sha256,
     image::{contents::Contents, error::ContentsError},
     sensor::event::{Code, Connect, Exec, FileUse, Open, ProcessId},
@@ -35,6 +35,9 @@ const CGROUPS_MAX: NonZeroUsize =
 /// Findings remembered so as not to raise them again; the one that came up again longest ago is
 /// forgotten.
 const RAISED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+/// Changed paths of images of which it is remembered what was told; the one that was changed longest
+/// ago may be told again.
+const CHANGES_TOLD_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 
 /// What became of the events that were received: `received = judged + host + expired_unknown +
 /// before_coverage + failed`, and what waits or is in flight.
@@ -72,6 +75,17 @@ pub(super) struct EventCounts {
     pub(super) failed: u64,
 }
 
+/// What came of the changes of files of images.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ChangeCounts {
+    /// With the image's bytes.
+    pub(super) same: u64,
+    /// Others than the image's, or gone.
+    pub(super) differing: u64,
+    /// Could not be read.
+    pub(super) unverifiable: u64,
+}
+
 /// What the owner gathers while it runs.
 pub(super) struct State {
     pub(super) processes: Processes,
@@ -89,6 +103,9 @@ pub(super) struct State {
     pub(super) findings: LruCache<Creation, u64>,
     pub(super) uses_in_flight: HashSet<Id>,
     pub(super) counts: EventCounts,
+    pub(super) changes: ChangeCounts,
+    /// What was last told of changed paths.
+    pub(super) changes_told: LruCache<(Creation, Vec<u8>), Told>,
     pub(super) connection: Connection,
     pub(super) listed: bool,
     pub(super) aggregator: Aggregator,
@@ -109,6 +126,8 @@ impl State {
             findings: LruCache::new(CONTAINERS_MAX),
             uses_in_flight: HashSet::new(),
             counts: EventCounts::default(),
+            changes: ChangeCounts::default(),
+            changes_told: LruCache::new(CHANGES_TOLD_MAX),
             connection: Connection::default(),
             listed: false,
         }

@@ -352,7 +352,13 @@ impl Owner {
             Ok((_, Done::Use(read))) => self.judge(*read),
             Ok((_, Done::Held(number, file))) => self.state.sourced.held(number, file),
             Ok((_, Done::Checked(result))) => self.checked(result),
-            Ok((_, Done::Contents { result: Ok(_), .. })) => {}
+            Ok((
+                _,
+                Done::Contents {
+                    container,
+                    result: Ok(contents),
+                },
+            )) => self.follow_with(&self.present(&container), &contents),
             Ok((
                 _,
                 Done::Contents {

@@ -218,9 +218,25 @@ fn attack(finding: &Finding) -> &'static [&'static str] {
         Kind::CodeMemory => &["T1620"],
         // Unsecured Credentials.
         Kind::OpenSensitive => &["T1552"],
+        Kind::ImageFileModified => image_file(finding),
         Kind::ImageUnknown => &["T1610"],
         // That bytes could not be compared is nobody's technique.
         Kind::ContentUnverifiable => &[],
+    }
+}
+
+fn image_file(finding: &Finding) -> &'static [&'static str] {
+    let is_gone = finding
+        .file
+        .as_ref()
+        .is_some_and(|file| file.hash_state == HashState::NotRead);
+    match finding.severity {
+        // Indicator Removal: File Deletion; Data Destruction.
+        _ if is_gone => &["T1070.004", "T1485"],
+        // Compromise Host Software Binary.
+        Severity::High => &["T1554"],
+        // Data Manipulation: Stored Data Manipulation.
+        _ => &["T1565.001"],
     }
 }
 

@@ -49,6 +49,21 @@ impl Mounts {
             .map(|(device, _)| device)
     }
 
+    /// Where an overlay keeps what is written to it.
+    fn upper_of(&self, of: u32) -> Option<PathBuf> {
+        self.0.rsplit(|byte| *byte == b'\n').find_map(|line| {
+            let mut fields = line.split(|byte| *byte == b' ');
+            if device(fields.nth(2)?)? != of {
+                return None;
+            }
+            // … - TYPE SOURCE OPTIONS, whose values have commas written as digits too.
+            fields.find(|field| *field == b"-")?;
+            let mut options = fields.nth(2)?.split(|byte| *byte == b',');
+            let upper = options.find_map(|option| option.strip_prefix(b"upperdir="))?;
+            Some(PathBuf::from(OsStr::from_bytes(&unescaped(upper))))
+        })
+    }
+
     /// The runtime's `…/NAMESPACE/ID/rootfs`.
     fn rootfs_of(&self, namespace: &str, id: &str) -> Option<(u32, PathBuf)> {
         let end = format!("/{namespace}/{id}/rootfs");
@@ -110,6 +125,12 @@ fn read(path: &str) -> io::Result<Vec<u8>> {
 pub fn mount_namespace(process: &str) -> Option<u32> {
     let inode = std::fs::metadata(format!("/proc/{process}/ns/mnt")).ok()?;
     u32::try_from(inode.ino()).ok()
+}
+
+/// Where the overlay with this kernel device number keeps what is written to it, as the host sees it;
+/// `None` for one that is not mounted any more, cannot be written, or is none.
+pub fn upper_directory(device: u32) -> Option<PathBuf> {
+    Mounts::of_host().upper_of(device)
 }
 
 /// What can be read of the task with init process `pid`, some 0.1 ms. `bundle` is told when a task
@@ -180,6 +201,13 @@ mod tests {
               27 22 x:y / /bad rw\n"
                 .to_vec(),
         );
+        let upper = Mounts(
+            b"24 22 0:22 / /a shared:5 - overlay overlay rw,lowerdir=/l1:/l2,upperdir=/u\\054\\040x/fs,workdir=/w\n\
+              25 22 0:23 / /b rw - overlay overlay ro,lowerdir=/l1:/l2\n"
+                .to_vec(),
+        );
+        assert_eq!(upper.upper_of(22), Some(PathBuf::from("/u, x/fs")));
+        assert_eq!((upper.upper_of(23), upper.upper_of(24)), (None, None));
         assert_eq!(mounts.at(b"/"), Some(30));
         assert_eq!(mounts.at(b"/data"), Some(254 << 20 | 1));
         assert_eq!(mounts.at(b"/bad"), None);

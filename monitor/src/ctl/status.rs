@@ -70,6 +70,21 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
             format!("{}, {} queue overflows", held.files, held.queue_overflows),
         ));
     }
+    if let Some(changes) = &status.changes {
+        facts.push((
+            "image files",
+            format!(
+                "{} changes noticed, {} waiting; {} with the image's bytes, {} with others, {} unreadable; {} overflows, {} not followed",
+                changes.noticed,
+                changes.waiting,
+                changes.same,
+                changes.differing,
+                changes.unverifiable,
+                changes.overflows,
+                changes.unfollowed
+            ),
+        ));
+    }
     if let Some(coverage) = &status.coverage {
         facts.push(("gaps", coverage.gaps.to_string()));
         if let Some(check) = &coverage.self_check {

@@ -93,6 +93,25 @@ impl Contents {
             contents: self,
             next: vec![0; self.layers.len()],
             above: Vec::new(),
+            within: Vec::new(),
+            lowest: 0,
+        }
+    }
+
+    /// The visible paths in a directory at any depth, likewise; none if `directory` is none. The
+    /// root is the empty path.
+    pub fn below(&self, directory: &[u8]) -> Entries<'_> {
+        let within = normal(directory).unwrap_or_default();
+        Entries {
+            contents: self,
+            next: self
+                .layers
+                .iter()
+                .map(|layer| layer.behind(&within))
+                .collect(),
+            above: Vec::new(),
+            lowest: lowest_within(&self.layers, &within),
+            within,
         }
     }
 }
@@ -116,6 +135,20 @@ pub struct Entries<'a> {
     // The paths that the last one lies in, outermost first, each with the lowest layer that shows
     // in it.
     above: Vec<(&'a [u8], usize)>,
+    // Only what lies in this directory; everything for the root, which is empty.
+    within: Vec<u8>,
+    // The lowest layer that shows in it.
+    lowest: usize,
+}
+
+impl Entries<'_> {
+    /// Leaves out what is in `directory`, which was just given.
+    pub fn skip_within(&mut self, directory: &[u8]) {
+        let directory = directory.strip_prefix(b"/").unwrap_or(directory);
+        for (next, layer) in self.next.iter_mut().zip(&self.contents.layers) {
+            *next = (*next).max(layer.behind_all(directory));
+        }
+    }
 }
 
 impl<'a> Iterator for Entries<'a> {
@@ -129,6 +162,9 @@ impl<'a> Iterator for Entries<'a> {
                 .zip(&self.next)
                 .filter_map(|(layer, next)| layer.at(*next));
             let (path, _) = heads.min_by(|(a, _), (b, _)| compare(a, b))?;
+            if !self.within.is_empty() && !is_within(path, &self.within) {
+                return None;
+            }
             while self
                 .above
                 .last()
@@ -136,7 +172,7 @@ impl<'a> Iterator for Entries<'a> {
             {
                 self.above.pop();
             }
-            let lowest = self.above.last().map_or(0, |(_, lowest)| *lowest);
+            let lowest = self.above.last().map_or(self.lowest, |(_, lowest)| *lowest);
 
             // From the top: the first entry is what shows, the others only say what shows in it.
             let mut shown = None;
@@ -201,6 +237,25 @@ fn lookup_in<'a>(layers: &'a [Arc<Layer>], path: &[u8]) -> Option<Found<'a>> {
         }
     }
     None
+}
+
+/// The lowest layer that shows in a directory.
+fn lowest_within(layers: &[Arc<Layer>], directory: &[u8]) -> usize {
+    for (index, layer) in layers.iter().enumerate().rev() {
+        let mut lowest = None;
+        for path in ancestors(directory).chain([directory]) {
+            match layer.get(path) {
+                None => break,
+                Some(Entry::Directory { opaque: false, .. }) => {}
+                Some(Entry::Directory { opaque: true, .. }) => lowest = Some(index),
+                Some(_) => lowest = Some(index + 1),
+            }
+        }
+        if let Some(lowest) = lowest {
+            return lowest;
+        }
+    }
+    0
 }
 
 /// What an entry of `layer` is, given the layers `below` it.

@@ -178,6 +178,21 @@ impl Layer {
         Some((self.text(record.path), self.entry(index, record)))
     }
 
+    /// Index of the first entry behind `path` in the order of [`compare`]: the first in it, if it
+    /// is a directory that has any.
+    pub(super) fn behind(&self, path: &[u8]) -> usize {
+        self.records
+            .partition_point(|record| compare(self.text(record.path), path) != Ordering::Greater)
+    }
+
+    /// Index of the first entry behind `path` and all that is in it.
+    pub(super) fn behind_all(&self, path: &[u8]) -> usize {
+        self.records.partition_point(|record| {
+            let own = self.text(record.path);
+            compare(own, path) != Ordering::Greater || is_within(own, path)
+        })
+    }
+
     /// All entries, in the order of [`compare`].
     pub fn entries(&self) -> impl Iterator<Item = (&[u8], Entry<'_>)> {
         (0..self.records.len()).filter_map(|index| self.at(index))

@@ -16,7 +16,7 @@ use nix::{
 };
 
 /// A file by its path below a directory, as a path only and never through a symbolic link.
-pub(super) fn named(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
+pub fn named(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS);
@@ -35,9 +35,17 @@ pub fn file(rootfs: &Path, device: u32, path: &[u8]) -> Option<OwnedFd> {
 }
 
 /// Whether a file lies on the filesystem with this kernel device number.
-pub(super) fn is_device(file: &OwnedFd, device: u32) -> nix::Result<bool> {
+pub fn is_device(file: &OwnedFd, device: u32) -> nix::Result<bool> {
     let seen = fstat(file)?.st_dev;
     Ok((major(seen), minor(seen)) == (u64::from(device >> 20), u64::from(device & 0xf_ffff)))
+}
+
+/// The kernel device number (`major << 20 | minor`) of the filesystem that a file lies on.
+pub fn device(file: &OwnedFd) -> Option<u32> {
+    let seen = fstat(file).ok()?.st_dev;
+    let (major, minor) = (major(seen), minor(seen));
+    let device = (major << 20 | minor).try_into().ok()?;
+    (minor < 1 << 20).then_some(device)
 }
 
 /// The root of a detached copy of a mount: a descriptor below the mount itself would keep the

@@ -87,6 +87,7 @@ pub fn run(runtime: &str) -> Result<Vec<Outcome>> {
     })?;
     let all: Vec<&'static Technique> = techniques().collect();
     let hooks = hooks(&world)?;
+    world.have_read(image::TOOLS)?;
     let ran = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     let threads = thread::available_parallelism()?.get();
