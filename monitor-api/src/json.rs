@@ -158,6 +158,9 @@ pub fn status(status: &v1::Status) -> Value {
             "data": events.data,
             "noted": events.noted,
             "peers": events.peers,
+            "earlier": events.earlier,
+            "given_up": events.given_up,
+            "raised_before": events.raised_before,
         })),
         "held": status.held.as_ref().map(|held| json!({
             "files": held.files,

@@ -34,15 +34,18 @@ use tokio::{
 pub use self::probe::self_check;
 use crate::{
     alerts::{
-        Aggregator, AlertLog,
+        AlertLog, boot_id,
         build::{self, NodeFacts},
     },
-    api, clock,
+    api,
     config::Config,
     containerd,
     containers::{hierarchy::Hierarchy, inventory::Inventory, watch as containerd_watch},
     image::store::ImageStore,
-    sensor::Sensor,
+    sensor::{
+        Sensor,
+        pins::{Pins, PinsError},
+    },
 };
 
 /// Execs between the sensor's reader and the owner; at the bound the reader waits and the ring
@@ -91,6 +94,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Sensor::may_start()?;
     let client = containerd::Client::connect(&config.containerd).await?;
     let _lock = lock(&config.state)?;
+    let pins = pins(&config)?;
     let images = Arc::new(ImageStore::open(
         &config.state.join("layers"),
         Arc::new(client.clone()),
@@ -116,7 +120,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     // Last of what can fail, since from here on it sends events, which nobody takes yet.
     let (events_in, events) = mpsc::channel(EVENTS_MAX);
-    let sensor = Sensor::start(events_in)?;
+    let sensor = Sensor::start(events_in, pins)?;
     let watched_since = jiff::Timestamp::now();
 
     let (changes_in, changes) = mpsc::channel(containerd_watch::CHANGES_MAX);
@@ -136,6 +140,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     ));
     let host_mount_namespace = sensor.host_mount_namespace();
     let owner = owner::Owner {
+        coverage: coverage::Coverage::new(hierarchy, watched_since, sensor.told()),
         sensor: Some(sensor),
         host_mount_namespace,
         inventory: Inventory::new(host_mount_namespace),
@@ -153,10 +158,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             node: node.clone(),
             boot_time: build::boot_time().context("cannot read the clock")?,
         },
+        boot: boot_id(),
         listings,
         ready: ready_in,
-        state: state::State::new(Aggregator::resume(&log.recent(), clock::boot_ns())),
-        coverage: coverage::Coverage::new(hierarchy, watched_since),
+        state: state::State::new(&log.recent()),
     };
     let inputs = owner::Inputs {
         events,
@@ -233,6 +238,37 @@ fn lock(state: &Path) -> anyhow::Result<Flock<File>> {
         Errno::EAGAIN => anyhow::anyhow!("the state directory {} is in use by another monitord; stop it, or give another directory with --state", state.display()),
         error => anyhow::anyhow!("cannot lock {}: {error}", path.display()),
     })
+}
+
+/// Where hooks are kept between two daemons, if they are.
+fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
+    if !config.pin {
+        if config.pin_directory.exists() {
+            tracing::warn!(directory = %config.pin_directory.display(), "hooks of an earlier monitord are still there; `monitord unpin` removes them");
+        }
+        return Ok(None);
+    }
+    match Pins::open(&config.pin_directory) {
+        Ok(pins) => Ok(Some(pins)),
+        // Watching is worth more than watching while the daemon is away.
+        Err(error @ PinsError::NoBpffs { .. }) => {
+            tracing::warn!(%error, "going on without pins: what happens while monitord is not running is not seen");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes what a daemon with this configuration has left in the kernel.
+///
+/// # Errors
+///
+/// A daemon uses it, or it cannot be removed.
+pub fn unpin(config: &Config) -> anyhow::Result<()> {
+    if config.pin_directory.exists() {
+        Pins::open(&config.pin_directory)?.remove()?;
+    }
+    Ok(())
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {

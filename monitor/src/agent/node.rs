@@ -260,6 +260,9 @@ impl Node for NodeView {
             .collect();
         status.events = Some(v1::status::Events {
             received: snapshot.account.received,
+            earlier: snapshot.account.earlier,
+            given_up: snapshot.counts.given_up,
+            raised_before: snapshot.counts.raised_before,
             running: snapshot.account.running,
             failed: snapshot.counts.failed,
             judged: snapshot.counts.judged + snapshot.counts.host + snapshot.account.undecodable,

@@ -9,12 +9,14 @@ use std::{
 };
 
 use lru::LruCache;
+use monitor_api::v1::Alert;
 use monitor_common::CgroupFacts;
 use tokio::task::{Id, JoinSet};
 
 use super::{bytes::Read, query::Connection, sourced::Sourced};
 use crate::{
-    alerts::Aggregator,
+    alerts::{Aggregator, id::Subject},
+    clock,
     containers::{
         Container,
         inventory::Key,
@@ -23,7 +25,7 @@ use crate::{
     detect::{Kind, role::Role, script::Use},
     digest::Sha256,
     image::{contents::Contents, error::ContentsError},
-    sensor::event::{Code, Connect, Exec, FileUse, Open, ProcessId},
+    sensor::event::{Code, Connect, Exec, FileUse, Open, ProcessId, Receipt},
 };
 
 /// Containers of which it is remembered what was said as a whole and how many findings they had; of
@@ -62,8 +64,12 @@ pub(super) struct EventCounts {
     pub(super) data: u64,
     /// Of the judged, those that only tell about others: forks, exits, redirections.
     pub(super) noted: u64,
+    /// Of the judged, findings that a daemon before this one had raised.
+    pub(super) raised_before: u64,
     /// Of the judged, connects to peers that nothing is said against.
     pub(super) peers: u64,
+    /// Let go of in the ring while it was not known whose they are.
+    pub(super) given_up: u64,
     /// Given up because it never became known whose they were.
     pub(super) expired_unknown: u64,
     /// Given up because they were seen before containerd told of its containers.
@@ -92,13 +98,23 @@ pub(super) struct State {
     pub(super) connection: Connection,
     pub(super) listed: bool,
     pub(super) aggregator: Aggregator,
+    /// Of records whose alerts have these cursors, which are not written yet; at most
+    /// [`crate::alerts::log::ALERTS_MAX`].
+    pub(super) unwritten: VecDeque<(u64, Receipt)>,
+    /// What alerts of this boot were raised for by daemons before this one.
+    pub(super) raised_before: HashSet<Subject>,
 }
 
 impl State {
     /// At the start, with the alerts that were raised before.
-    pub(super) fn new(aggregator: Aggregator) -> Self {
+    pub(super) fn new(alerts: &[Arc<Alert>]) -> Self {
         Self {
-            aggregator,
+            aggregator: Aggregator::resume(alerts, clock::boot_ns()),
+            unwritten: VecDeque::new(),
+            raised_before: alerts
+                .iter()
+                .filter_map(|alert| Subject::of(alert))
+                .collect(),
             processes: Processes::default(),
             waiting: VecDeque::new(),
             sourced: Sourced::default(),
@@ -166,6 +182,22 @@ impl What {
             Self::Open(open, _) => &open.used,
             Self::Connect(connect) => &connect.used,
         }
+    }
+
+    /// The same, to be changed.
+    fn used_mut(&mut self) -> &mut FileUse {
+        match self {
+            Self::Exec(exec) => &mut exec.used,
+            Self::Code(code) => &mut code.used,
+            Self::Open(open, _) => &mut open.used,
+            Self::Connect(connect) => &mut connect.used,
+        }
+    }
+
+    /// Has a next daemon not be told of it again; false if it would not be anyway.
+    pub(super) fn give_up(&mut self) -> bool {
+        let receipt = std::mem::take(&mut self.used_mut().receipt);
+        receipt.is_some()
     }
 
     /// Of memory without a file, the files that its process has mapped executable.

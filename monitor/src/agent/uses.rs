@@ -20,6 +20,7 @@ use crate::{
         Container, Identity,
         inventory::{Place, PlacedBy},
     },
+    coverage::Cause,
     detect::{
         FileVerdict, Finding, Kind,
         draft::process_of,
@@ -30,6 +31,7 @@ use crate::{
         script::{self, Opened, Use},
     },
     sensor::{
+        Sensor,
         event::{Event, FileFacts, FileUse, ProcessId},
         hooks,
     },
@@ -42,16 +44,24 @@ const DATA_BYTES_MAX: u64 = 4 << 20;
 impl Owner {
     pub(super) fn event(&mut self, event: Event) {
         self.state.counts.received += 1;
+        self.settle();
         self.look_between();
         if self.coverage.is_own(&event) {
             return self.note();
         }
         let host = self.host_mount_namespace;
+        let was_running = event.used().is_some_and(|used| used.already_running);
+        let is_told = was_running && self.sensor.as_ref().is_some_and(Sensor::are_running_told);
         match event {
             Event::Exec(exec) => {
                 let known = self.state.processes.executed(&exec, host);
+                if is_told {
+                    return self.note();
+                }
                 self.place(pending(What::Exec(exec), known));
             }
+            // The hooks saw it, and it was judged then.
+            Event::Code(_) if is_told => self.note(),
             Event::Code(code) => {
                 let known = self.state.processes.acted(&code.used.process, host);
                 self.place(pending(What::Code(code), known));
@@ -186,6 +196,10 @@ impl Owner {
             }
             Place::Unknown if self.is_before_coverage(used) => {
                 self.state.counts.before_coverage += 1;
+                // The hooks were there, and its container is gone.
+                if self.sensor.as_ref().is_some_and(Sensor::is_reopened) && !used.already_running {
+                    self.coverage.lost(&pending, Cause::ExpiredUnknown);
+                }
             }
             Place::Unknown | Place::Container { .. } => {
                 if self.state.waiting.len() >= WAITING_MAX {
@@ -227,7 +241,7 @@ impl Owner {
         );
         if let Some(finding) = finding {
             if self.is_new(used, &finding) {
-                self.raise(&finding);
+                self.raise_of(used, &finding);
             }
         } else if by == PlacedBy::Cgroup
             && let Some(sensor) = &mut self.sensor
@@ -346,6 +360,7 @@ impl Owner {
     }
 
     pub(super) fn done(&mut self, done: Result<(Id, Done), JoinError>) {
+        self.settle();
         let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let was_use = self.state.uses_in_flight.remove(&id);
         match done {
@@ -446,7 +461,7 @@ impl Owner {
                 && !is_data
                 && (is_exec || self.is_new(used, &finding))
             {
-                self.raise(&finding);
+                self.raise_of(used, &finding);
             }
         }
     }

@@ -182,7 +182,7 @@ fn severity(severity: Severity) -> v1::Severity {
 }
 
 /// What a rule is one of.
-fn rules(kind: Kind) -> &'static str {
+pub(super) fn rules(kind: Kind) -> &'static str {
     match kind {
         Kind::ConnectSensitive | Kind::OpenSensitive => "sensitive",
         _ => "content",
@@ -360,4 +360,4 @@ pub(super) fn fingerprint_of(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -38,9 +38,10 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push((
             "events",
             format!(
-                "{} received + {} running = {} judged + {} waiting + {} expired while unknown + {} before coverage",
+                "{} received + {} running = {} earlier + {} judged + {} waiting + {} expired while unknown + {} before coverage",
                 events.received,
                 events.running,
+                events.earlier,
                 events.judged,
                 events.waiting,
                 events.expired_unknown,

@@ -34,6 +34,7 @@ pub(crate) fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
         time_boot_ns: 7,
         hook: HookSet::Tracepoint,
         already_running: false,
+        receipt: crate::sensor::event::Receipt::default(),
         cgroup: Cgroup {
             id: 1,
             path: b"/default/c".to_vec(),
