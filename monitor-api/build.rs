@@ -5,9 +5,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 const PROTO: &str = "proto";
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "monitor/v1/alert.proto",
     "monitor/v1/node.proto",
+    "monitor/v1/verify.proto",
     "monitor/v1/monitor.proto",
 ];
 
@@ -16,8 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut descriptors = protox::compile(FILES, [PROTO])?;
     tonic_prost_build::configure()
-        // An alert is much larger than what else the stream carries.
+        // Each is much larger than what else its stream carries.
         .boxed(".monitor.v1.AlertsResponse.response.alert")
+        .boxed(".monitor.v1.VerifyContainerResponse.response.begun")
         .compile_fds(descriptors.clone())?;
 
     // Reflection needs no comments, and they are half of the bytes.

@@ -131,6 +131,63 @@ pub fn entry(entry: &v1::ImageEntry) -> Value {
     })
 }
 
+/// A difference of a container from its image.
+pub fn difference(difference: &v1::Difference) -> Value {
+    json!({
+        "path": escape(&difference.path),
+        "verdict": difference.verdict,
+        "type": text(&difference.r#type),
+        "expected_type": text(&difference.expected_type),
+        "seen_sha256": text(&difference.seen_sha256),
+        "expected_sha256": text(&difference.expected_sha256),
+        "layer": text(&difference.layer),
+        "details": text(&difference.details),
+    })
+}
+
+/// The end of a comparison of a container with its image.
+pub fn verified(
+    begun: &v1::verify_container_response::Begun,
+    verified: &v1::verify_container_response::Verified,
+) -> Value {
+    json!({
+        "verified": {
+            "container": begun.container.as_ref().map(identity),
+            "image": begun.image.as_ref().map(provenance),
+            "paths": verified.paths,
+            "bytes": verified.bytes,
+            "differences": counts(&verified.differences),
+            "mount_points": verified.mount_points,
+        },
+    })
+}
+
+/// A blob of an image that was checked.
+pub fn blob(blob: &v1::VerifyImageResponse) -> Value {
+    json!({
+        "manifest_digest": text(&blob.manifest_digest),
+        "type": blob.r#type,
+        "digest": blob.digest,
+        "diff_id": text(&blob.diff_id),
+        "state": blob.state,
+        "error": text(&blob.error),
+    })
+}
+
+/// Where and when an image ran.
+pub fn usage(usage: &v1::ImageUsageResponse) -> Value {
+    json!({
+        "manifest_digest": usage.manifest_digest,
+        "config_digest": usage.config_digest,
+        "node": usage.node,
+        "references": usage.references,
+        "running": usage.running,
+        "containers": usage.containers,
+        "first_seen": time(usage.first_seen.as_ref()),
+        "last_seen": time(usage.last_seen.as_ref()),
+    })
+}
+
 /// A node's account of itself.
 pub fn status(status: &v1::Status) -> Value {
     json!({
@@ -158,11 +215,24 @@ pub fn status(status: &v1::Status) -> Value {
             "data": events.data,
             "noted": events.noted,
             "peers": events.peers,
+            "earlier": events.earlier,
+            "given_up": events.given_up,
+            "raised_before": events.raised_before,
         })),
         "held": status.held.as_ref().map(|held| json!({
             "files": held.files,
             "queue_overflows": held.queue_overflows,
             "evicted": held.evicted,
+        })),
+        "changes": status.changes.as_ref().map(|changes| json!({
+            "noticed": changes.noticed,
+            "waiting": changes.waiting,
+            "same": changes.same,
+            "differing": changes.differing,
+            "unverifiable": changes.unverifiable,
+            "others": changes.others,
+            "overflows": changes.overflows,
+            "unfollowed": changes.unfollowed,
         })),
         "coverage": status.coverage.as_ref().map(|coverage| json!({
             "gaps": coverage.gaps,

@@ -29,6 +29,22 @@ pub const RING_BYTES: u32 = 8 << 20;
 /// Bytes of it beyond which what can be repeated at will is lost first: the rest is for execs.
 pub const RING_REPEATABLE_BYTES: u64 = RING_BYTES as u64 / 2;
 
+/// Bytes of records that the agent has read and still leaves in the ring until they are judged, so that
+/// its successor reads them again if it is killed.
+pub const RING_HELD_BYTES_MAX: u64 = RING_BYTES as u64 / 4;
+
+/// A place in the ring, counted since it was made.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+pub struct Mark {
+    /// Bytes before it, headers of the ring's own included.
+    pub position: u64,
+    /// Records before it.
+    pub records: u64,
+}
+
 /// Records of plain opens do not wake the agent more often than this, in milliseconds per CPU; it
 /// looks again by itself that long after it was woken.
 pub const WAKE_INTERVAL_MS: u16 = 4;

@@ -31,3 +31,19 @@ pub struct LossKey {
 }
 
 const _: () = assert!(size_of::<LossKey>() == 16);
+
+/// What was lost of a [`crate::Hook`] until a time.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+pub struct LossTotals {
+    /// By [`LossCause::RingFull`].
+    pub ring_full: u64,
+    /// By [`LossCause::Unreadable`].
+    pub unreadable: u64,
+    /// Runs that the kernel skipped.
+    pub recursion_misses: u64,
+    /// Nanoseconds since boot.
+    pub until_boot_ns: u64,
+}

@@ -4,16 +4,16 @@ use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::generated::bpf_get_current_cgroup_id,
     macros::map,
-    maps::{Array, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
 };
 use monitor_common::{
-    CGROUPS_MAX, CgroupFacts, HOOKS, Hook, HookCounters, REMEMBERED_MAX, RING_BYTES,
+    CGROUPS_MAX, CgroupFacts, HOOKS, Hook, HookCounters, Mark, REMEMBERED_MAX, RING_BYTES,
     RING_REPEATABLE_BYTES, WAKE_INTERVAL_MS,
     code::PROCESSES_MAX,
     connect::{PEERS_MAX, Peer, PeerState},
     file::FileVersion,
     interpreter::INTERPRETERS_MAX,
-    loss::{LOSSES_MAX, LossCause, LossKey},
+    loss::{LOSSES_MAX, LossCause, LossKey, LossTotals},
     open::{OPENS_MAX, OpenKey},
 };
 
@@ -63,6 +63,19 @@ static COUNTERS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(HOOKS
 /// Whose records were lost. Written only then.
 #[map]
 static LOSSES: LruPerCpuHashMap<LossKey, u64> = LruPerCpuHashMap::with_max_entries(LOSSES_MAX, 0);
+
+/// Up to where the agent has let go of records. This and the next two are of the agent alone; maps, so
+/// that they outlive it.
+#[map]
+static LET_GO: Array<Mark> = Array::with_max_entries(1, 0);
+
+/// What was lost of each `Hook` as far as the agent has told.
+#[map]
+static TOLD: Array<LossTotals> = Array::with_max_entries(HOOKS, 0);
+
+/// The same by whose it was: of `LOSSES`.
+#[map]
+static TOLD_LOSSES: HashMap<LossKey, u64> = HashMap::with_max_entries(LOSSES_MAX, 0);
 
 /// A program, by its file as processes see it.
 #[repr(C)]

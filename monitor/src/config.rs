@@ -31,6 +31,10 @@ pub struct Config {
     pub listen: Vec<String>,
     /// Directory of the daemon's state.
     pub state: PathBuf,
+    /// Whether hooks and what they see outlive the daemon, until it is started again.
+    pub pin: bool,
+    /// Directory on a bpffs where they are kept.
+    pub pin_directory: PathBuf,
     /// Name of this node in alerts; the host's name if left out.
     pub node: Option<String>,
     /// Name of the cluster in alerts.
@@ -80,6 +84,8 @@ impl Default for Config {
             containerd: PathBuf::from("/run/containerd/containerd.sock"),
             listen: vec!["unix:///run/monitord/monitord.sock".to_owned()],
             state: PathBuf::from("/var/lib/monitord"),
+            pin: true,
+            pin_directory: PathBuf::from("/sys/fs/bpf/monitord"),
             node: None,
             cluster: None,
             environment: None,
@@ -221,7 +227,11 @@ impl Config {
                 allowed: format!("1 to {DAYS_MAX}"),
             });
         }
-        for (key, path) in [("containerd", &self.containerd), ("state", &self.state)] {
+        for (key, path) in [
+            ("containerd", &self.containerd),
+            ("state", &self.state),
+            ("pin_directory", &self.pin_directory),
+        ] {
             if !path.is_absolute() {
                 return Err(ValueError::Relative {
                     key,
@@ -251,6 +261,8 @@ mod tests {
         check("node = 'a'\nlisten = ['unix:///tmp/x']", Ok("a"));
         check("\nnodes = 'a'", Err("line 2"));
         check("nodes = 'a'", Err("expected one of `containerd`, `listen`"));
+        check("pin = false\npin_directory = '/sys/fs/bpf/a'", Ok(""));
+        check("pin_directory = 'a'", Err("not an absolute path"));
         check("node = 7", Err("expected a string"));
         check("listen = ['tcp://0.0.0.0:1']", Err("unix://"));
         check("listen = ['https://[::]:1']", Err("below [tls]"));

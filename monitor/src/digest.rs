@@ -1,10 +1,51 @@
 //! SHA-256 values: of a file's bytes, and as the digest that names an OCI object.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read as _},
+    str::FromStr,
+};
+
+use sha2::Digest as _;
+
+/// Bytes read at once.
+const CHUNK_BYTES: usize = 128 << 10;
 
 /// The SHA-256 of some bytes; shown as lowercase hex without a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sha256(pub [u8; 32]);
+
+/// A file could not be hashed.
+#[derive(Debug, thiserror::Error)]
+pub enum HashError {
+    /// It could not be read.
+    #[error("it could not be read: {0}")]
+    Read(#[from] io::Error),
+    /// It has more bytes than are hashed.
+    #[error("it grew above {0} bytes while it was hashed")]
+    TooLong(u64),
+}
+
+impl Sha256 {
+    /// The hash of what a file holds from where it stands, of at most `bytes_max` bytes. Blocks.
+    pub fn of_file(mut file: &File, bytes_max: u64) -> Result<Self, HashError> {
+        let mut hasher = sha2::Sha256::new();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let mut total: u64 = 0;
+        loop {
+            let read = file.read(&mut chunk)?;
+            let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
+                return Ok(Self(hasher.finalize().into()));
+            };
+            total += bytes.len() as u64;
+            if total > bytes_max {
+                return Err(HashError::TooLong(bytes_max));
+            }
+            hasher.update(bytes);
+        }
+    }
+}
 
 impl fmt::Display for Sha256 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod alerts;
 pub mod api;
+pub mod changes;
 pub mod clock;
 pub mod config;
 pub mod containerd;
@@ -16,3 +17,4 @@ pub mod digest;
 pub mod doctor;
 pub mod image;
 pub mod sensor;
+pub mod verify;

@@ -61,6 +61,19 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// The same with hooks that stay in the kernel, in `pins`.
+    pub fn start_pinned(containerd: &Path, directory: &Path, pins: &Path) -> Result<Self> {
+        let arguments = Self::arguments(containerd, directory);
+        let mut command = Command::new(program("MONITORD", "monitord")?);
+        command
+            .args(arguments.iter().filter(|word| *word != "--no-pin"))
+            .arg("--pin-directory")
+            .arg(pins);
+        let daemon = Self::spawn(&mut command, directory)?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
     /// The command that [`Daemon::start`] uses, to be changed.
     pub fn command(containerd: &Path, directory: &Path) -> Result<Command> {
         let mut command = Command::new(program("MONITORD", "monitord")?);
@@ -69,7 +82,7 @@ impl Daemon {
     }
 
     /// The arguments of that command.
-    pub fn arguments(containerd: &Path, directory: &Path) -> [String; 9] {
+    pub fn arguments(containerd: &Path, directory: &Path) -> [String; 10] {
         let shown = |path: &Path| path.display().to_string();
         [
             "run".to_owned(),
@@ -81,6 +94,8 @@ impl Daemon {
             shown(&directory.join("state")),
             "--node".to_owned(),
             NODE.to_owned(),
+            // Hooks that stay would go on seeing what later tests do.
+            "--no-pin".to_owned(),
         ]
     }
 
@@ -169,7 +184,7 @@ impl Daemon {
                 .and_then(Value::as_u64)
                 .with_context(|| format!("no number /events/waiting in {status}"))?;
             ensure!(waiting == 0, "{waiting} events wait");
-            Ok(())
+            changes_judged(&status)
         })
     }
 
@@ -187,16 +202,22 @@ impl Daemon {
                 .filter_map(|hook| hook.get("submitted")?.as_u64())
                 .sum();
             let received = count("/events/received")?;
-            let done = ["judged", "expired_unknown", "before_coverage", "failed"]
-                .iter()
-                .map(|name| count(&format!("/events/{name}")))
-                .sum::<Result<u64>>()?;
+            let done = [
+                "earlier",
+                "judged",
+                "expired_unknown",
+                "before_coverage",
+                "failed",
+            ]
+            .iter()
+            .map(|name| count(&format!("/events/{name}")))
+            .sum::<Result<u64>>()?;
             let all = received + count("/events/running")?;
             ensure!(
                 received >= submitted && done == all,
                 "{submitted} submitted, {received} received, {done} of {all} done"
             );
-            Ok(())
+            changes_judged(&status)
         })
     }
 
@@ -290,4 +311,14 @@ fn socket(directory: &Path) -> PathBuf {
 
 fn address(directory: &Path) -> String {
     format!("unix://{}", socket(directory).display())
+}
+
+/// No change of a file of an image waits.
+fn changes_judged(status: &Value) -> Result<()> {
+    let waiting = status
+        .pointer("/changes/waiting")
+        .and_then(Value::as_u64)
+        .with_context(|| format!("no number /changes/waiting in {status}"))?;
+    ensure!(waiting == 0, "{waiting} changes of files of images wait");
+    Ok(())
 }

@@ -1,8 +1,11 @@
 //! A containerd with a monitord at it, shared by the tests of one binary.
 
-use std::sync::{
-    Arc, Condvar, Mutex, PoisonError,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -31,6 +34,7 @@ pub struct World {
     /// The image named [`BASE`].
     pub base: Image,
     serial: AtomicU32,
+    read: Mutex<HashSet<String>>,
     _alone: Alone,
 }
 
@@ -56,6 +60,7 @@ impl World {
             containerd,
             base,
             serial: AtomicU32::new(0),
+            read: Mutex::default(),
             _alone: alone,
         })
     }
@@ -71,8 +76,22 @@ impl World {
         self.raised_by_run(&run)
     }
 
+    /// Has the daemon read the contents of an image, once: what the first container of an image
+    /// changes is not noticed when it ends before that.
+    pub fn have_read(&self, image: &str) -> Result<()> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if !read.contains(image) {
+            self.raised_by(image, "true")?;
+            read.insert(image.to_owned());
+        }
+        Ok(())
+    }
+
     /// Runs a shell line likewise and expects exactly these alerts, as kind and path of the file.
     pub fn check(&self, image: &str, line: &str, expect: &[(&str, &str)]) -> Result<()> {
+        if image == BASE {
+            self.have_read(BASE)?;
+        }
         let alerts = self.raised_by(image, line)?;
         let mut raised: Vec<_> = alerts
             .iter()

@@ -20,7 +20,7 @@ behaviours! {
         "echo data > /tmp/x; probe map-file /tmp/x" => [("code_added", "/tmp/x")];
     an_overwritten_file_is_modified:
         "cp /bin/busybox /tmp/b; echo salt >> /tmp/b; mv /tmp/b /bin/busybox;
-         probe map-file /bin/busybox" => [("code_modified", "/bin/busybox")];
+         probe map-file /bin/busybox" => [("code_modified", "/bin/busybox"), ("image_file_modified", "/bin/busybox")];
     a_file_in_memory_is_told: "probe map-memfd /bin/probe" => [("code_memory", "/memfd:probe")];
     memory_that_was_written_is_told:
         "probe protect-written /bin/busybox" => [("code_memory", "/bin/busybox")];

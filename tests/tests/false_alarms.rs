@@ -93,9 +93,15 @@ fn check(name: &str, program: &Program) -> Result<()> {
     let raised = world.alerts.of(&id);
     let (drift, alarms): (Vec<&Value>, Vec<&Value>) = raised
         .iter()
-        .filter(|alert| is_about_code(alert))
+        .filter(|alert| is_about_code(alert) || is_about_code_of_the_image(alert))
         .partition(|alert| text(alert, "/file/path") == Some(DRIFT_PATH));
     let shown: Vec<String> = alarms.iter().map(|alert| shown(alert)).collect();
+    let data = raised
+        .iter()
+        .filter(|alert| text(alert, "/kind") == Some("image_file_modified"));
+    for alert in data {
+        println!("{name}: {}", text(alert, "/message").unwrap_or_default());
+    }
     ensure!(
         shown.is_empty(),
         "{name}: {} false alarms:\n{}",
@@ -139,6 +145,12 @@ fn is_about_code(alert: &Value) -> bool {
     ["exec_", "code_", "script_"]
         .iter()
         .any(|prefix| kind.starts_with(prefix))
+}
+
+/// Data of its image is what a program may change.
+fn is_about_code_of_the_image(alert: &Value) -> bool {
+    let is_data = text(alert, "/severity") == Some("info");
+    text(alert, "/kind") == Some("image_file_modified") && !is_data
 }
 
 /// A line with what is needed to find out why.

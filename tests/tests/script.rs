@@ -27,7 +27,7 @@ behaviours! {
         "echo true > /tmp/x; while read -r line; do echo $line; done < /tmp/x" => [];
     what_commands_open_is_data: "echo true > /tmp/x; cat /tmp/x" => [];
     an_image_file_that_was_changed_is_modified:
-        "echo true > /bin/probe; sh /bin/probe" => [("script_modified", "/bin/probe")];
+        "echo true > /bin/probe; sh /bin/probe" => [("image_file_modified", "/bin/probe"), ("script_modified", "/bin/probe")];
 }
 
 #[test]

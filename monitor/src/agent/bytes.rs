@@ -2,7 +2,6 @@
 
 use std::{
     fs::{File, Metadata},
-    io::Read as _,
     num::NonZeroUsize,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -15,7 +14,6 @@ use std::{
 
 use lru::LruCache;
 use monitor_common::file::{FILE_REMEMBERED, FileVersion};
-use sha2::Digest as _;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -25,7 +23,10 @@ use super::{
 use crate::{
     detect::{file::Bytes, participant::Participant, role::Role, script::HEAD_BYTES},
     digest::{Digest, Sha256},
-    image::capability::{self, FileCapability},
+    image::{
+        capability::{self, FileCapability},
+        lower::FILE_BYTES_MAX,
+    },
     sensor::{elf, event::FileFacts, link},
 };
 
@@ -37,13 +38,8 @@ const HASHING_LAYERS_MAX: usize = 1;
 const QUEUE_MAX: usize = 256;
 /// Containers whose queues are kept apart; one that had no use for longest begins anew.
 const QUEUES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-/// Bytes of a file; a longer one is not hashed, since a sparse file of any length costs nothing
-/// to make.
-const FILE_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of the scripts and interpreters of one exec; what is beyond is not hashed.
 const PARTICIPANT_BYTES_MAX: u64 = 64 << 20;
-/// Bytes read at once.
-const CHUNK_BYTES: usize = 128 << 10;
 /// Hashes remembered of files in image layers; the one that was not used longest is hashed again.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 /// What the kernel's timestamps lag behind the clock at most, a tick of 10 ms, and some.
@@ -330,7 +326,7 @@ impl BytesReader {
         {
             return Ok(*sha256);
         }
-        let sha256 = hash(file)?;
+        let sha256 = Sha256::of_file(file, FILE_BYTES_MAX).map_err(|error| error.to_string())?;
         // Copied up while it was read, the file is not the layer's any more.
         let is_unchanged = file.metadata().is_ok_and(|after| {
             changed_unix_ns(&after) == changed_unix_ns(metadata) && after.size() == metadata.size()
@@ -367,26 +363,4 @@ fn changed_unix_ns(metadata: &Metadata) -> i128 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn hash(mut file: &File) -> Result<Sha256, String> {
-    let mut hasher = sha2::Sha256::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut total = 0;
-    loop {
-        let read = file
-            .read(&mut chunk)
-            .map_err(|error| format!("it could not be read: {error}"))?;
-        let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
-            break;
-        };
-        total += bytes.len() as u64;
-        if total > FILE_BYTES_MAX {
-            return Err(format!(
-                "it grew above {FILE_BYTES_MAX} bytes while it was hashed"
-            ));
-        }
-        hasher.update(bytes);
-    }
-    Ok(Sha256(hasher.finalize().into()))
 }

@@ -39,7 +39,7 @@ impl Owner {
                 let address = finding.connection.as_ref();
                 let address = address.map(|peer| peer.address.clone()).unwrap_or_default();
                 if self.is_first(used.process.id(), finding.kind, address) {
-                    self.raise(&finding);
+                    self.raise_of(used, &finding);
                 }
             }
             None => {

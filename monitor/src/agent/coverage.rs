@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use monitor_api::v1;
-use monitor_common::loss::{LOSSES_MAX, LossCause};
+use monitor_common::loss::{LOSSES_MAX, LossCause, LossTotals};
 
 use super::{
     owner::Owner,
@@ -26,6 +26,7 @@ use crate::{
         SelfCheckCounts, Span, Tally, Timeline,
     },
     sensor::{
+        Sensor, Told,
         account::{Account, Lost},
         event::Event,
         hooks,
@@ -57,6 +58,8 @@ pub(super) struct Coverage {
     unplaced: HashMap<(u64, u32), Unplaced>,
     timeline: Timeline,
     totals: Losses,
+    /// Of these, by whose they were.
+    lost: Vec<Lost>,
     /// Lost by the owner itself since the last look.
     own: Losses,
     looked_ns: u64,
@@ -78,20 +81,32 @@ pub(super) struct CoverageFacts {
 }
 
 impl Coverage {
-    pub(super) fn new(hierarchy: Hierarchy, watched_since: Timestamp) -> Self {
+    /// `told` is what daemons before this one have told.
+    pub(super) fn new(hierarchy: Hierarchy, watched_since: Timestamp, told: &Told) -> Self {
+        let mut totals = Losses::default();
+        for hook in hooks::KINDS {
+            let (name, told) = (hooks::kind_name(hook), told.hook(hook));
+            totals.add((name, Cause::RingFull), told.ring_full);
+            totals.add((name, Cause::Unreadable), told.unreadable);
+            totals.add((name, Cause::RecursionMisses), told.recursion_misses);
+        }
+        let until_ns = told.hooks.iter().map(|told| told.until_boot_ns).max();
         let probe = Probe::new(&hierarchy).map_err(|error| format!("{error:#}"));
         if let Err(error) = &probe {
             tracing::warn!(error, "the daemon cannot check that it sees what happens");
         }
         Self {
             hierarchy,
-            tally: Tally::default(),
+            tally: Tally::resume(&totals, told.lost.iter().map(named)),
             folding: Folding::default(),
             unplaced: HashMap::new(),
             timeline: Timeline::new(watched_since),
-            totals: Losses::default(),
+            totals,
+            lost: told.lost.clone(),
             own: Losses::default(),
-            looked_ns: clock::boot_ns(),
+            looked_ns: until_ns
+                .filter(|until_ns| *until_ns > 0)
+                .unwrap_or_else(clock::boot_ns),
             unconnected_to: None,
             probe,
             self_check: SelfCheck::default(),
@@ -170,8 +185,10 @@ impl Owner {
 
     /// Looks at the account and tells what was lost.
     pub(super) fn look(&mut self) {
-        if let Some(sensor) = &mut self.sensor {
-            let totals = totals(&sensor.account(), self.state.counts.failed);
+        self.give_up_late();
+        let account = self.sensor.as_mut().map(Sensor::account);
+        if let (Some(sensor), Some(account)) = (&self.sensor, &account) {
+            let totals = totals(account, self.state.counts.failed);
             // Only then, since it asks for each cgroup.
             if totals != self.coverage.totals {
                 let lost = sensor.losses();
@@ -187,6 +204,37 @@ impl Owner {
             self.tell_loss(affected, loss);
         }
         self.coverage.note_unconnected();
+        if let Some(account) = &account {
+            self.leave_told(account, now_ns);
+        }
+    }
+
+    /// Leaves to a next daemon what has been told, if all has been.
+    fn leave_told(&mut self, account: &Account, now_ns: u64) {
+        let Coverage {
+            unplaced,
+            folding,
+            lost,
+            ..
+        } = &self.coverage;
+        let Some(sensor) = &mut self.sensor else {
+            return;
+        };
+        if !unplaced.is_empty() || !folding.is_told() || !sensor.is_scanned() {
+            return;
+        }
+        let told = Told {
+            hooks: account.hooks.map(|hook| LossTotals {
+                ring_full: hook.counters.ring_full,
+                unreadable: hook.counters.unreadable,
+                recursion_misses: hook.recursion_misses,
+                until_boot_ns: now_ns,
+            }),
+            lost: lost.clone(),
+        };
+        if let Err(error) = sensor.set_told(told) {
+            tracing::warn!(%error, "cannot keep what was told of losses; the next monitord tells it again");
+        }
     }
 
     /// Takes in the account of a sensor that has stopped.
@@ -195,7 +243,16 @@ impl Owner {
         self.account(totals, lost);
     }
 
-    /// Tells what is left to be told, and what is left unjudged.
+    /// Tells what is left to be told, while a next daemon can still be left word of it.
+    pub(super) fn look_before_next(&mut self) {
+        self.tell_all();
+        let account = self.sensor.as_mut().map(Sensor::account);
+        if let Some(account) = account {
+            self.leave_told(&account, clock::boot_ns());
+        }
+    }
+
+    /// Tells what is left to be told, and what is left unjudged by this daemon and any next one.
     pub(super) fn look_at_end(&mut self, unread: usize) {
         for pending in &self.state.waiting {
             self.coverage.lost(pending, Cause::Stopped);
@@ -203,6 +260,10 @@ impl Owner {
         let unjudged = self.state.uses_in_flight.len() + self.state.sourced.len() + unread;
         let kind = (ANY_HOOK, Cause::Stopped);
         self.coverage.own.add(kind, unjudged as u64);
+        self.tell_all();
+    }
+
+    fn tell_all(&mut self) {
         self.look();
         self.place_losses(u64::MAX);
         for (affected, loss) in self.coverage.folding.take_all() {
@@ -212,20 +273,10 @@ impl Owner {
 
     fn account(&mut self, totals: Losses, lost: Vec<Lost>) {
         let now_ns = clock::boot_ns();
-        let named = lost.into_iter().map(|lost| {
-            let cause = match lost.cause {
-                LossCause::RingFull => Cause::RingFull,
-                LossCause::Unreadable => Cause::Unreadable,
-            };
-            let named = Named {
-                cgroup_id: lost.cgroup_id,
-                mount_namespace: lost.mount_namespace,
-                kind: (hooks::kind_name(lost.hook), cause),
-            };
-            (named, lost.count)
-        });
-        let (grown, unnamed) = self.coverage.tally.grown(&totals, named);
+        let names = lost.iter().map(named);
+        let (grown, unnamed) = self.coverage.tally.grown(&totals, names);
         self.coverage.totals = totals;
+        self.coverage.lost = lost;
         let mut by_cgroup: HashMap<(u64, u32), Losses> = HashMap::new();
         for (named, count) in grown {
             let whose = (named.cgroup_id, named.mount_namespace);
@@ -395,6 +446,19 @@ fn choose<'a>(
             count: several.len(),
         }),
     }
+}
+
+fn named(lost: &Lost) -> (Named, u64) {
+    let cause = match lost.cause {
+        LossCause::RingFull => Cause::RingFull,
+        LossCause::Unreadable => Cause::Unreadable,
+    };
+    let named = Named {
+        cgroup_id: lost.cgroup_id,
+        mount_namespace: lost.mount_namespace,
+        kind: (hooks::kind_name(lost.hook), cause),
+    };
+    (named, lost.count)
 }
 
 /// All that is lost by the account.

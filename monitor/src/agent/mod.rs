@@ -1,7 +1,9 @@
 //! The assembly of the daemon: starts each room, connects them, and stops them in order.
 
 mod bytes;
+mod changes;
 mod connects;
+mod contents;
 mod coverage;
 mod find;
 mod node;
@@ -11,7 +13,9 @@ mod query;
 mod runtime;
 mod sourced;
 mod state;
+mod usage;
 mod uses;
+mod verify;
 
 use std::{
     fs::{DirBuilder, File, Permissions},
@@ -28,21 +32,25 @@ use nix::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
 };
 
 pub use self::probe::self_check;
 use crate::{
     alerts::{
-        Aggregator, AlertLog,
+        AlertLog, boot_id,
         build::{self, NodeFacts},
     },
-    api, clock,
+    api,
+    changes::{self as changes_room, Changes},
     config::Config,
     containerd,
     containers::{hierarchy::Hierarchy, inventory::Inventory, watch as containerd_watch},
     image::store::ImageStore,
-    sensor::Sensor,
+    sensor::{
+        Sensor,
+        pins::{Pins, PinsError},
+    },
 };
 
 /// Execs between the sensor's reader and the owner; at the bound the reader waits and the ring
@@ -91,10 +99,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Sensor::may_start()?;
     let client = containerd::Client::connect(&config.containerd).await?;
     let _lock = lock(&config.state)?;
-    let images = Arc::new(ImageStore::open(
-        &config.state.join("layers"),
-        Arc::new(client.clone()),
-    )?);
+    let pins = pins(&config)?;
+    let images = ImageStore::open(&config.state.join("layers"), Arc::new(client.clone()))?;
+    let contents = Arc::new(contents::ContentsReader::new(images, client.clone()));
     let journal = config.state.join("journal");
     let retention = config.journal.retention();
     let log = tokio::task::spawn_blocking(move || AlertLog::open(&journal, retention))
@@ -116,7 +123,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     // Last of what can fail, since from here on it sends events, which nobody takes yet.
     let (events_in, events) = mpsc::channel(EVENTS_MAX);
-    let sensor = Sensor::start(events_in)?;
+    let sensor = Sensor::start(events_in, pins)?;
     let watched_since = jiff::Timestamp::now();
 
     let (changes_in, changes) = mpsc::channel(containerd_watch::CHANGES_MAX);
@@ -127,6 +134,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (stop_owner, owner_stops) = watch::channel(false);
     let (stop_api, api_stops) = watch::channel(false);
 
+    let (changed_in, changed) = mpsc::channel(changes_room::CHANGES_MAX);
+    let followed = match Changes::start(changed_in) {
+        Ok(changes) => Some(changes),
+        Err(error) => {
+            tracing::error!(%error, "what containers change of their images is not seen until it is used as code");
+            None
+        }
+    };
+
     let containerd_address = client.address().to_owned();
     let mut watching = tokio::spawn(containerd_watch::run(
         client,
@@ -136,6 +152,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     ));
     let host_mount_namespace = sensor.host_mount_namespace();
     let owner = owner::Owner {
+        coverage: coverage::Coverage::new(hierarchy, watched_since, sensor.told()),
         sensor: Some(sensor),
         host_mount_namespace,
         inventory: Inventory::new(host_mount_namespace),
@@ -145,7 +162,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         sockets: runtime::sockets(Path::new(&containerd_address)),
         containerd: containerd_address.clone(),
         bytes: Arc::default(),
-        images: Arc::clone(&images),
+        changes: followed,
+        contents: Arc::clone(&contents),
         log: log.clone(),
         node: NodeFacts {
             cluster: config.cluster.unwrap_or_default(),
@@ -153,24 +171,26 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             node: node.clone(),
             boot_time: build::boot_time().context("cannot read the clock")?,
         },
+        boot: boot_id(),
         listings,
         ready: ready_in,
-        state: state::State::new(Aggregator::resume(&log.recent(), clock::boot_ns())),
-        coverage: coverage::Coverage::new(hierarchy, watched_since),
+        state: state::State::new(&log.recent()),
     };
     let inputs = owner::Inputs {
         events,
         changes,
         queries,
+        changed,
     };
     let mut owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
     let answers = node::NodeView {
         node,
         queries: queries_in,
         references,
-        images,
+        contents,
         containerd_address,
         watched_since,
+        comparisons: Arc::new(Semaphore::new(verify::COMPARISONS_MAX)),
     };
     let mut serving = tokio::spawn(api::serve(
         listeners,
@@ -233,6 +253,37 @@ fn lock(state: &Path) -> anyhow::Result<Flock<File>> {
         Errno::EAGAIN => anyhow::anyhow!("the state directory {} is in use by another monitord; stop it, or give another directory with --state", state.display()),
         error => anyhow::anyhow!("cannot lock {}: {error}", path.display()),
     })
+}
+
+/// Where hooks are kept between two daemons, if they are.
+fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
+    if !config.pin {
+        if config.pin_directory.exists() {
+            tracing::warn!(directory = %config.pin_directory.display(), "hooks of an earlier monitord are still there; `monitord unpin` removes them");
+        }
+        return Ok(None);
+    }
+    match Pins::open(&config.pin_directory) {
+        Ok(pins) => Ok(Some(pins)),
+        // Watching is worth more than watching while the daemon is away.
+        Err(error @ PinsError::NoBpffs { .. }) => {
+            tracing::warn!(%error, "going on without pins: what happens while monitord is not running is not seen");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes what a daemon with this configuration has left in the kernel.
+///
+/// # Errors
+///
+/// A daemon uses it, or it cannot be removed.
+pub fn unpin(config: &Config) -> anyhow::Result<()> {
+    if config.pin_directory.exists() {
+        Pins::open(&config.pin_directory)?.remove()?;
+    }
+    Ok(())
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {

@@ -4,24 +4,29 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use monitor_api::v1;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::query::{CoverageQuestion, Query, Snapshot};
+use super::{
+    contents::ContentsReader,
+    query::{CoverageQuestion, Query, Snapshot},
+};
 use crate::{
     alerts::build,
-    api::{self, ContentsError, CoverageError, ImageContents, Node},
+    api::{self, ContentsError, CoverageError, ImageContents, Node, VerifyError},
     containers::{Container, ImageId, catalog::Reference},
     digest::Digest,
     image::{
-        contents::{Contents, Found},
+        contents::{Contents, Evidence, Found},
         layer::EntryKind,
-        store::ImageStore,
     },
     sensor::{
         account::Account,
         hooks::{self, Choice},
     },
 };
+
+/// Running containers of an image that its usage names.
+const RUNNING_MAX: usize = 1000;
 
 /// Digits of a digest that must be given at least; the tables show as many.
 const DIGEST_DIGITS_MIN: usize = 12;
@@ -31,14 +36,16 @@ pub(super) struct NodeView {
     pub(super) node: String,
     pub(super) queries: mpsc::Sender<Query>,
     pub(super) references: watch::Receiver<Arc<[Reference]>>,
-    pub(super) images: Arc<ImageStore>,
+    pub(super) contents: Arc<ContentsReader>,
     pub(super) containerd_address: PathBuf,
     /// When the hooks were attached.
     pub(super) watched_since: Timestamp,
+    /// Comparisons of containers with their images that may begin now.
+    pub(super) comparisons: Arc<Semaphore>,
 }
 
 impl NodeView {
-    async fn snapshot(&self) -> Option<Snapshot> {
+    pub(super) async fn snapshot(&self) -> Option<Snapshot> {
         let (answer_in, answer) = oneshot::channel();
         // Both fail only while the daemon stops.
         self.queries.send(Query::Snapshot(answer_in)).await.ok()?;
@@ -48,7 +55,7 @@ impl NodeView {
     /// The image that a reference or a digest (of index, manifest or config; also its first digits)
     /// stands for, with a namespace that has it. Images that only a container still has are found
     /// as well.
-    async fn find(&self, image: &str) -> Result<(String, ImageId), ContentsError> {
+    pub(super) async fn find(&self, image: &str) -> Result<(String, ImageId), ContentsError> {
         let digits = image.strip_prefix("sha256:").unwrap_or(image);
         let is_prefix = digits.len() >= DIGEST_DIGITS_MIN
             && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -94,6 +101,34 @@ impl NodeView {
     }
 }
 
+impl NodeView {
+    /// The contents of the image that `image` stands for; where its blobs are gone, as a container
+    /// has them.
+    async fn contents_of(&self, image: &str) -> Result<(ImageId, Arc<Contents>), ContentsError> {
+        let (namespace, id) = self.find(image).await?;
+        let from_blobs = self.contents.images().contents(&namespace, &id).await;
+        let found = match from_blobs {
+            Err(error) if error.missing_blob().is_some() => {
+                let used = self.snapshot().await.map(|snapshot| snapshot.containers);
+                let container = used.into_iter().flatten().find_map(|(container, _, _)| {
+                    let own = container.identity.contents_of()?;
+                    (own.manifest == id.manifest).then_some(container)
+                });
+                match container {
+                    Some(container) => self.contents.of(&container, &id).await,
+                    None => Err(error),
+                }
+            }
+            found => found,
+        };
+        let contents = found.map_err(|error| ContentsError::NotIndexed {
+            image: image.to_owned(),
+            reason: error.to_string(),
+        })?;
+        Ok((id, contents))
+    }
+}
+
 #[api::async_trait]
 impl Node for NodeView {
     async fn containers(&self) -> Vec<v1::Container> {
@@ -103,9 +138,7 @@ impl Node for NodeView {
         let mut containers: Vec<v1::Container> = snapshot
             .containers
             .iter()
-            .map(|(container, running, findings)| {
-                Self::container(container, *running, *findings, self.watched_since)
-            })
+            .map(|(container, running, findings)| self.container(container, *running, *findings))
             .collect();
         containers.sort_by_cached_key(|container| {
             container
@@ -168,15 +201,7 @@ impl Node for NodeView {
         image: &str,
         path: Option<&[u8]>,
     ) -> Result<ImageContents, ContentsError> {
-        let (namespace, id) = self.find(image).await?;
-        let contents = self
-            .images
-            .contents(&namespace, &id)
-            .await
-            .map_err(|error| ContentsError::NotIndexed {
-                image: image.to_owned(),
-                reason: error.to_string(),
-            })?;
+        let (id, contents) = self.contents_of(image).await?;
         let entries: Box<dyn Iterator<Item = v1::ImageEntry> + Send> = match path {
             Some(path) => {
                 let (path, found) =
@@ -186,15 +211,73 @@ impl Node for NodeView {
                             image: image.to_owned(),
                             path: monitor_api::bytes::escape(path).to_string(),
                         })?;
-                Box::new(std::iter::once(entry(path, &found)))
+                let entry = entry(&contents, path, &found);
+                Box::new(std::iter::once(entry))
             }
             None => Box::new(all(&contents).into_iter()),
         };
         Ok(ImageContents {
             manifest_digest: id.manifest.to_string(),
-            evidence: "verified".to_owned(),
+            evidence: contents.evidence().name().to_owned(),
             entries,
         })
+    }
+
+    async fn verify_container(
+        &self,
+        container: &str,
+    ) -> Result<mpsc::Receiver<v1::VerifyContainerResponse>, VerifyError> {
+        self.compare(container).await
+    }
+
+    async fn verify_image(
+        &self,
+        image: &str,
+    ) -> Result<mpsc::Receiver<v1::VerifyImageResponse>, ContentsError> {
+        self.check_blobs(image).await
+    }
+
+    async fn image_usage(&self) -> Vec<v1::ImageUsageResponse> {
+        let Some(snapshot) = self.snapshot().await else {
+            return Vec::new();
+        };
+        let now = Timestamp::now();
+        let mut usage: Vec<v1::ImageUsageResponse> = snapshot
+            .usage
+            .iter()
+            .map(|(manifest, usage)| {
+                let is_of = |container: &Container| {
+                    let mut images = container.identity.images().iter();
+                    images.any(|image| image.manifest == *manifest)
+                };
+                let running = snapshot.containers.iter();
+                let mut running: Vec<String> = running
+                    .filter(|(container, running, _)| *running && is_of(container))
+                    .map(|(container, _, _)| {
+                        format!("{}/{}", container.runtime_namespace, container.id)
+                    })
+                    .collect();
+                running.sort();
+                let last_seen = if running.is_empty() {
+                    usage.last_seen
+                } else {
+                    now
+                };
+                running.truncate(RUNNING_MAX);
+                v1::ImageUsageResponse {
+                    manifest_digest: manifest.to_string(),
+                    config_digest: usage.config.to_string(),
+                    node: self.node.clone(),
+                    references: usage.references.iter().cloned().collect(),
+                    running,
+                    containers: usage.containers,
+                    first_seen: Some(build::timestamp(usage.first_seen)),
+                    last_seen: Some(build::timestamp(last_seen)),
+                }
+            })
+            .collect();
+        usage.sort_by(|a, b| a.manifest_digest.cmp(&b.manifest_digest));
+        usage
     }
 
     async fn coverage(
@@ -229,7 +312,7 @@ impl Node for NodeView {
             }),
             ..Default::default()
         };
-        let stats = self.images.stats();
+        let stats = self.contents.images().stats();
         status.images = BTreeMap::from([
             ("indexed".to_owned(), stats.images_in_memory as u64),
             ("failed".to_owned(), stats.failed),
@@ -260,6 +343,9 @@ impl Node for NodeView {
             .collect();
         status.events = Some(v1::status::Events {
             received: snapshot.account.received,
+            earlier: snapshot.account.earlier,
+            given_up: snapshot.counts.given_up,
+            raised_before: snapshot.counts.raised_before,
             running: snapshot.account.running,
             failed: snapshot.counts.failed,
             judged: snapshot.counts.judged + snapshot.counts.host + snapshot.account.undecodable,
@@ -277,6 +363,16 @@ impl Node for NodeView {
             noted: snapshot.counts.noted,
             peers: snapshot.counts.peers,
         });
+        status.changes = Some(v1::status::Changes {
+            noticed: snapshot.changes_account.noticed,
+            waiting: snapshot.changes_account.waiting,
+            same: snapshot.changes.same,
+            differing: snapshot.changes.differing,
+            unverifiable: snapshot.changes.unverifiable,
+            others: snapshot.changes_account.others,
+            overflows: snapshot.changes_account.overflows,
+            unfollowed: snapshot.changes_account.unfollowed,
+        });
         status.coverage = Some(snapshot.coverage.clone());
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,
@@ -288,17 +384,14 @@ impl Node for NodeView {
 }
 
 impl NodeView {
-    fn container(
-        container: &Container,
-        running: bool,
-        findings: u64,
-        watched_since: Timestamp,
-    ) -> v1::Container {
+    fn container(&self, container: &Container, running: bool, findings: u64) -> v1::Container {
+        let watched_since = self.watched_since;
+        let evidence = self.contents.evidence(container).map(Evidence::name);
         let is_whole = container.created_unix_ns >= watched_since.as_nanosecond();
         let task = container.task.as_ref().filter(|_| running);
         v1::Container {
             container: Some(build::container_of(container)),
-            image: Some(build::image_of(container, None)),
+            image: Some(build::image_of(container, evidence)),
             pid: task.map(|task| task.pid),
             coverage: match (container.is_visible(), is_whole) {
                 (false, _) => "none",
@@ -334,10 +427,18 @@ impl NodeView {
             containers: u32::try_from(containers).unwrap_or(u32::MAX),
             ..Default::default()
         };
-        match self.images.peek(namespace, id) {
+        let unpacked = || {
+            let mut containers = used.iter().map(|(container, _, _)| container);
+            containers.find_map(|container| self.contents.peek_unpacked(container, id))
+        };
+        let known = match self.contents.images().peek(namespace, id) {
+            Some(Err(error)) => Some(unpacked().ok_or(error)),
+            known => known,
+        };
+        match known {
             Some(Ok(contents)) => {
                 image.state = "indexed".to_owned();
-                image.evidence = "verified".to_owned();
+                image.evidence = contents.evidence().name().to_owned();
                 image.entries = contents.entries().count() as u64;
             }
             Some(Err(error)) => {
@@ -353,23 +454,26 @@ impl NodeView {
 fn all(contents: &Contents) -> Vec<v1::ImageEntry> {
     contents
         .entries()
-        .map(|(path, found)| entry(path, &found))
+        .map(|(path, found)| entry(contents, path, &found))
         .collect()
 }
 
-fn entry(path: Vec<u8>, found: &Found<'_>) -> v1::ImageEntry {
+fn entry(contents: &Contents, path: Vec<u8>, found: &Found<'_>) -> v1::ImageEntry {
     let mut entry = v1::ImageEntry {
         path,
         mode: u32::from(found.mode),
         uid: found.uid,
         gid: found.gid,
-        layer: found.layer.to_string(),
+        layer: contents
+            .layer_of(found)
+            .map(|layer| layer.to_string())
+            .unwrap_or_default(),
         ..Default::default()
     };
     entry.r#type = match found.kind {
         EntryKind::File { size, sha256 } => {
             entry.size = size;
-            entry.sha256 = sha256.to_string();
+            entry.sha256 = sha256.map(|sha256| sha256.to_string()).unwrap_or_default();
             "file"
         }
         EntryKind::Directory => "directory",

@@ -14,12 +14,14 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     bytes::BytesReader,
+    contents::ContentsReader,
     coverage::{self, Coverage},
     query::{Connection, Query, Snapshot},
     state::{Done, Pending, State, creation},
 };
 use crate::{
-    alerts::{AlertLog, NodeFacts, boot_time, build},
+    alerts::{AlertLog, NodeFacts, boot_time, build, id::Subject, log::ALERTS_MAX},
+    changes::{Changed, Changes},
     clock,
     containers::{
         Container, Identity,
@@ -27,8 +29,12 @@ use crate::{
     },
     coverage::Cause,
     detect::{Finding, connect::RuntimeSockets, container as container_rules, file::RuntimeFiles},
-    image::{contents::Contents, error::ContentsError, store::ImageStore},
-    sensor::{Sensor, event::Event, hold::HolderError},
+    image::error::ContentsError,
+    sensor::{
+        Sensor,
+        event::{Event, FileUse, Receipt},
+        hold::HolderError,
+    },
 };
 
 /// Uses of files whose bytes and contents are being read; at the bound no further events are taken, so
@@ -37,12 +43,12 @@ const IN_FLIGHT_MAX: usize = 1024;
 /// Uses that wait until containerd has told whose their cgroup is and which image that has; at the
 /// bound the oldest is given up and counted.
 pub(super) const WAITING_MAX: usize = 8192;
-/// How long such a use waits, and one whose image's contents cannot be read yet.
+/// How long such a use waits.
 const WAITING_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long its record is kept in the ring for a next daemon.
+const HELD_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often what has waited too long is looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// Pause before the contents of an image are asked for again.
-const CONTENTS_RETRY: Duration = Duration::from_millis(500);
 /// How long the uses that are in flight are waited for at the end.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -54,6 +60,8 @@ pub(super) struct Inputs {
     pub(super) changes: mpsc::Receiver<Change>,
     /// From the API.
     pub(super) queries: mpsc::Receiver<Query>,
+    /// What containers changed of their images.
+    pub(super) changed: mpsc::Receiver<Changed>,
 }
 
 /// The owner.
@@ -67,9 +75,13 @@ pub(super) struct Owner {
     /// Where containerd has its socket.
     pub(super) containerd: PathBuf,
     pub(super) bytes: Arc<BytesReader>,
-    pub(super) images: Arc<ImageStore>,
+    /// `None` where the kernel refused what it takes.
+    pub(super) changes: Option<Changes>,
+    pub(super) contents: Arc<ContentsReader>,
     pub(super) log: AlertLog,
     pub(super) node: NodeFacts,
+    /// The kernel's id of this boot.
+    pub(super) boot: [u8; 16],
     pub(super) listings: watch::Sender<Option<ListingRequest>>,
     /// Becomes true once what runs already is known.
     pub(super) ready: watch::Sender<bool>,
@@ -92,11 +104,17 @@ impl Owner {
                 Some(done) = self.state.in_flight.join_next_with_id(), if !self.state.in_flight.is_empty() => self.done(done),
                 Some(query) = inputs.queries.recv() => self.answer(query),
                 () = until(self.state.sourced.due()) => self.drop_due(),
+                Some(changed) = inputs.changed.recv() => self.changed(changed),
                 Some(event) = inputs.events.recv(), if room => self.event(event),
                 _ = tick.tick() => self.tick(),
             }
         }
-        if tokio::time::timeout(DRAIN_TIME_MAX, self.drain(&mut inputs))
+        // What this daemon does not come to judge is in the ring for the next.
+        let is_left = self.sensor.as_ref().is_some_and(Sensor::is_pinned);
+        if is_left {
+            self.look_before_next();
+        }
+        if tokio::time::timeout(DRAIN_TIME_MAX, self.drain(&mut inputs, is_left))
             .await
             .is_err()
         {
@@ -105,22 +123,30 @@ impl Owner {
                 "stopped before everything was judged"
             );
         }
-        self.look_at_end(inputs.events.len());
+        if !is_left {
+            self.look_at_end(inputs.events.len());
+        }
         let counted = self.state.aggregator.flush(clock::boot_ns());
         self.append(counted);
     }
 
-    async fn drain(&mut self, inputs: &mut Inputs) {
+    async fn drain(&mut self, inputs: &mut Inputs, is_left: bool) {
         // Its reader ends by sending what is left, which must be received meanwhile.
         let sensor = self.sensor.take();
         let stopped = tokio::task::spawn_blocking(move || sensor.map(Sensor::stop));
         while let Some(event) = inputs.events.recv().await {
             self.event(event);
         }
-        match stopped.await {
-            Ok(Some((account, lost))) => self.account_at_end(&account, lost),
-            Ok(None) => {}
-            Err(error) => tracing::error!(%error, "the sensor did not stop cleanly"),
+        // Kept until the end: it lets go of what has been judged then.
+        let stopped = match stopped.await {
+            Ok(stopped) => stopped,
+            Err(error) => {
+                tracing::error!(%error, "the sensor did not stop cleanly");
+                None
+            }
+        };
+        if let Some(stopped) = stopped.as_ref().filter(|_| !is_left) {
+            self.account_at_end(&stopped.account, stopped.lost.clone());
         }
         while let Some(pending) = self.state.sourced.pop() {
             self.place(pending);
@@ -128,24 +154,76 @@ impl Owner {
         while let Some(done) = self.state.in_flight.join_next_with_id().await {
             self.done(done);
         }
+        if let Some(changes) = &self.changes {
+            changes.stop();
+        }
+        while let Some(changed) = inputs.changed.recv().await {
+            self.changed(changed);
+        }
+    }
+
+    /// Raises a finding of something that came by the ring, unless a daemon before this one has. The
+    /// record stays in the ring until the alert is written.
+    pub(super) fn raise_of(&mut self, used: &FileUse, finding: &Finding) {
+        let subject = Subject::new(finding, &self.boot);
+        if self.state.raised_before.contains(&subject) {
+            self.state.counts.raised_before += 1;
+            return;
+        }
+        if let Some(cursor) = self.raise_as(finding, subject) {
+            let unwritten = &mut self.state.unwritten;
+            if unwritten.len() >= ALERTS_MAX {
+                // The log no longer has its alert either.
+                unwritten.pop_front();
+            }
+            unwritten.push_back((cursor, used.receipt.clone()));
+        }
     }
 
     pub(super) fn raise(&mut self, finding: &Finding) {
-        let findings = &mut self.state.findings;
-        *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
-        let alert = build(
-            finding,
-            &self.node,
-            jiff::Timestamp::now(),
-            ulid::Ulid::new(),
-        );
-        let given = self.state.aggregator.take(alert, clock::boot_ns());
-        self.append(given);
+        let subject = Subject::new(finding, &self.boot);
+        self.raise_as(finding, subject);
     }
 
-    fn append(&self, alerts: Vec<Alert>) {
+    /// Gives the cursor of the last alert that comes of it.
+    fn raise_as(&mut self, finding: &Finding, subject: Subject) -> Option<u64> {
+        let findings = &mut self.state.findings;
+        *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
+        let now = jiff::Timestamp::now();
+        let id = subject.id(now);
+        let alert = build(finding, &self.node, now, id);
+        let given = self.state.aggregator.take(alert, clock::boot_ns());
+        self.append(given)
+    }
+
+    fn append(&self, alerts: Vec<Alert>) -> Option<u64> {
+        let mut last = None;
         for alert in alerts {
-            self.log.append(alert);
+            last = Some(self.log.append(alert));
+        }
+        last
+    }
+
+    /// Lets go of records in the ring that wait for containerd for long: they would keep all that
+    /// comes after them there.
+    pub(super) fn give_up_late(&mut self) {
+        for pending in &mut self.state.waiting {
+            if pending.since.elapsed() > HELD_TIME_MAX && pending.what.give_up() {
+                self.state.counts.given_up += 1;
+            }
+        }
+    }
+
+    /// Lets go of records whose alerts are written.
+    pub(super) fn settle(&mut self) {
+        let unwritten = &mut self.state.unwritten;
+        if unwritten.is_empty() {
+            return;
+        }
+        let newest = self.log.newest();
+        let is_written = |(cursor, _): &(u64, Receipt)| *cursor <= newest;
+        while unwritten.front().is_some_and(is_written) {
+            unwritten.pop_front();
         }
     }
 
@@ -201,10 +279,23 @@ impl Owner {
                 Effect::ContainerAdded(container) => {
                     tracing::debug!(id = container.id, "container")
                 }
-                Effect::ContainerIdentified(container) => self.identified(&container),
-                Effect::TaskStarted(container) => self.hold(&container),
-                Effect::TaskExited(_) => {}
-                Effect::ContainerRemoved(container) => self.coverage.removed(&container),
+                Effect::ContainerIdentified(container) => {
+                    self.state.usages.seen(&container, jiff::Timestamp::now());
+                    self.identified(&container);
+                }
+                Effect::TaskStarted(container) => {
+                    self.hold(&container);
+                    self.follow(&container);
+                }
+                Effect::TaskExited(container) => {
+                    self.state.usages.ended(&container, jiff::Timestamp::now());
+                }
+                Effect::ContainerRemoved(container) => {
+                    self.coverage.removed(&container);
+                    if let Some(changes) = &self.changes {
+                        changes.forget(&container);
+                    }
+                }
                 Effect::ForgetCgroup(id) => self.forget(id),
             }
         }
@@ -253,9 +344,9 @@ impl Owner {
                 }
             }
             Some(image) => {
-                let (container, images) = (Arc::clone(container), Arc::clone(&self.images));
+                let (container, contents) = (Arc::clone(container), Arc::clone(&self.contents));
                 self.state.in_flight.spawn(async move {
-                    let result = contents(&images, &container.runtime_namespace, &image).await;
+                    let result = contents.of(&container, &image).await;
                     Done::Contents { container, result }
                 });
             }
@@ -274,6 +365,7 @@ impl Owner {
     }
 
     fn tick(&mut self) {
+        self.settle();
         self.renew_sockets();
         let revisions = self.state.aggregator.due(clock::boot_ns());
         self.append(revisions);
@@ -326,8 +418,8 @@ impl Owner {
             .map(Sensor::account)
             .unwrap_or_default();
         // With the reader, or in the channel.
-        let between = (account.received + account.running)
-            .saturating_sub(account.undecodable + self.state.counts.received);
+        let told = account.received - account.earlier + account.running;
+        let between = told.saturating_sub(account.undecodable + self.state.counts.received);
         Snapshot {
             containers: self
                 .inventory
@@ -342,7 +434,14 @@ impl Owner {
                     (Arc::clone(container), running, findings)
                 })
                 .collect(),
+            usage: self.state.usages.all(),
             counts: self.state.counts,
+            changes: self.state.changes,
+            changes_account: self
+                .changes
+                .as_ref()
+                .map(Changes::counters)
+                .unwrap_or_default(),
             waiting: between
                 + self.state.waiting.len() as u64
                 + self.state.sourced.len() as u64
@@ -364,26 +463,5 @@ async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// The contents of an image; asks again while containerd does not answer.
-pub(super) async fn contents(
-    images: &ImageStore,
-    namespace: &str,
-    image: &crate::containers::ImageId,
-) -> Result<Arc<Contents>, ContentsError> {
-    let began = Instant::now();
-    loop {
-        match images.contents(namespace, image).await {
-            Err(error)
-                if !error.is_permanent()
-                    && error.missing_blob().is_none()
-                    && began.elapsed() < WAITING_TIME_MAX =>
-            {
-                tokio::time::sleep(CONTENTS_RETRY).await;
-            }
-            result => return result,
-        }
     }
 }

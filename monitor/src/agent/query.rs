@@ -5,10 +5,15 @@ use std::sync::Arc;
 use monitor_api::v1;
 use tokio::sync::oneshot;
 
-use super::state::EventCounts;
+use super::{
+    state::{ChangeCounts, EventCounts},
+    usage::Usage,
+};
 use crate::{
     api::CoverageError,
+    changes,
     containers::Container,
+    digest::Digest,
     sensor::{account::Account, hooks::Choice},
 };
 
@@ -37,7 +42,11 @@ pub(super) struct CoverageQuestion {
 pub(super) struct Snapshot {
     /// Containers, whether each is running, and its findings.
     pub(super) containers: Vec<(Arc<Container>, bool, u64)>,
+    /// Images by manifest digest, and what is known of their containers.
+    pub(super) usage: Vec<(Digest, Usage)>,
     pub(super) counts: EventCounts,
+    pub(super) changes: ChangeCounts,
+    pub(super) changes_account: changes::Counters,
     /// Execs received and not judged yet.
     pub(super) waiting: u64,
     pub(super) account: Account,

@@ -9,21 +9,23 @@ use std::{
 };
 
 use lru::LruCache;
+use monitor_api::v1::Alert;
 use monitor_common::CgroupFacts;
 use tokio::task::{Id, JoinSet};
 
-use super::{bytes::Read, query::Connection, sourced::Sourced};
+use super::{bytes::Read, query::Connection, sourced::Sourced, usage::Usages};
 use crate::{
-    alerts::Aggregator,
+    alerts::{Aggregator, id::Subject},
+    clock,
     containers::{
         Container,
         inventory::Key,
         processes::{Known, Processes},
     },
-    detect::{Kind, role::Role, script::Use},
+    detect::{Kind, modified::Told, role::Role, script::Use},
     digest::Sha256,
     image::{contents::Contents, error::ContentsError},
-    sensor::event::{Code, Connect, Exec, FileUse, Open, ProcessId},
+    sensor::event::{Code, Connect, Exec, FileUse, Open, ProcessId, Receipt},
 };
 
 /// Containers of which it is remembered what was said as a whole and how many findings they had; of
@@ -35,6 +37,9 @@ const CGROUPS_MAX: NonZeroUsize =
 /// Findings remembered so as not to raise them again; the one that came up again longest ago is
 /// forgotten.
 const RAISED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+/// Changed paths of images of which it is remembered what was told; the one that was changed longest
+/// ago may be told again.
+const CHANGES_TOLD_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 
 /// What became of the events that were received: `received = judged + host + expired_unknown +
 /// before_coverage + failed`, and what waits or is in flight.
@@ -62,14 +67,29 @@ pub(super) struct EventCounts {
     pub(super) data: u64,
     /// Of the judged, those that only tell about others: forks, exits, redirections.
     pub(super) noted: u64,
+    /// Of the judged, findings that a daemon before this one had raised.
+    pub(super) raised_before: u64,
     /// Of the judged, connects to peers that nothing is said against.
     pub(super) peers: u64,
+    /// Let go of in the ring while it was not known whose they are.
+    pub(super) given_up: u64,
     /// Given up because it never became known whose they were.
     pub(super) expired_unknown: u64,
     /// Given up because they were seen before containerd told of its containers.
     pub(super) before_coverage: u64,
     /// Given up because of a defect of this program.
     pub(super) failed: u64,
+}
+
+/// What came of the changes of files of images.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ChangeCounts {
+    /// With the image's bytes.
+    pub(super) same: u64,
+    /// Others than the image's, or gone.
+    pub(super) differing: u64,
+    /// Could not be read.
+    pub(super) unverifiable: u64,
 }
 
 /// What the owner gathers while it runs.
@@ -87,18 +107,32 @@ pub(super) struct State {
     /// Containers of which it was said as a whole that they cannot be compared.
     pub(super) told: LruCache<Creation, ()>,
     pub(super) findings: LruCache<Creation, u64>,
+    pub(super) usages: Usages,
     pub(super) uses_in_flight: HashSet<Id>,
     pub(super) counts: EventCounts,
+    pub(super) changes: ChangeCounts,
+    /// What was last told of changed paths.
+    pub(super) changes_told: LruCache<(Creation, Vec<u8>), Told>,
     pub(super) connection: Connection,
     pub(super) listed: bool,
     pub(super) aggregator: Aggregator,
+    /// Of records whose alerts have these cursors, which are not written yet; at most
+    /// [`crate::alerts::log::ALERTS_MAX`].
+    pub(super) unwritten: VecDeque<(u64, Receipt)>,
+    /// What alerts of this boot were raised for by daemons before this one.
+    pub(super) raised_before: HashSet<Subject>,
 }
 
 impl State {
     /// At the start, with the alerts that were raised before.
-    pub(super) fn new(aggregator: Aggregator) -> Self {
+    pub(super) fn new(alerts: &[Arc<Alert>]) -> Self {
         Self {
-            aggregator,
+            aggregator: Aggregator::resume(alerts, clock::boot_ns()),
+            unwritten: VecDeque::new(),
+            raised_before: alerts
+                .iter()
+                .filter_map(|alert| Subject::of(alert))
+                .collect(),
             processes: Processes::default(),
             waiting: VecDeque::new(),
             sourced: Sourced::default(),
@@ -107,8 +141,11 @@ impl State {
             in_flight: JoinSet::new(),
             told: LruCache::new(CONTAINERS_MAX),
             findings: LruCache::new(CONTAINERS_MAX),
+            usages: Usages::default(),
             uses_in_flight: HashSet::new(),
             counts: EventCounts::default(),
+            changes: ChangeCounts::default(),
+            changes_told: LruCache::new(CHANGES_TOLD_MAX),
             connection: Connection::default(),
             listed: false,
         }
@@ -166,6 +203,22 @@ impl What {
             Self::Open(open, _) => &open.used,
             Self::Connect(connect) => &connect.used,
         }
+    }
+
+    /// The same, to be changed.
+    fn used_mut(&mut self) -> &mut FileUse {
+        match self {
+            Self::Exec(exec) => &mut exec.used,
+            Self::Code(code) => &mut code.used,
+            Self::Open(open, _) => &mut open.used,
+            Self::Connect(connect) => &mut connect.used,
+        }
+    }
+
+    /// Has a next daemon not be told of it again; false if it would not be anyway.
+    pub(super) fn give_up(&mut self) -> bool {
+        let receipt = std::mem::take(&mut self.used_mut().receipt);
+        receipt.is_some()
     }
 
     /// Of memory without a file, the files that its process has mapped executable.

@@ -12,7 +12,7 @@ use tokio::task::{Id, JoinError};
 use super::{
     bytes::{Layers, Request},
     find::Wanted,
-    owner::{Owner, WAITING_MAX, contents},
+    owner::{Owner, WAITING_MAX},
     state::{Done, Pending, ReadUse, What, creation},
 };
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
         Container, Identity,
         inventory::{Place, PlacedBy},
     },
+    coverage::Cause,
     detect::{
         FileVerdict, Finding, Kind,
         draft::process_of,
@@ -30,6 +31,7 @@ use crate::{
         script::{self, Opened, Use},
     },
     sensor::{
+        Sensor,
         event::{Event, FileFacts, FileUse, ProcessId},
         hooks,
     },
@@ -42,16 +44,24 @@ const DATA_BYTES_MAX: u64 = 4 << 20;
 impl Owner {
     pub(super) fn event(&mut self, event: Event) {
         self.state.counts.received += 1;
+        self.settle();
         self.look_between();
         if self.coverage.is_own(&event) {
             return self.note();
         }
         let host = self.host_mount_namespace;
+        let was_running = event.used().is_some_and(|used| used.already_running);
+        let is_told = was_running && self.sensor.as_ref().is_some_and(Sensor::are_running_told);
         match event {
             Event::Exec(exec) => {
                 let known = self.state.processes.executed(&exec, host);
+                if is_told {
+                    return self.note();
+                }
                 self.place(pending(What::Exec(exec), known));
             }
+            // The hooks saw it, and it was judged then.
+            Event::Code(_) if is_told => self.note(),
             Event::Code(code) => {
                 let known = self.state.processes.acted(&code.used.process, host);
                 self.place(pending(What::Code(code), known));
@@ -179,13 +189,21 @@ impl Owner {
                 }
             }
             // Nothing will be said of it, whoever it is of.
-            Place::Unknown | Place::Container { .. }
-                if is_data(&pending.what) && open::sensitive(used, None).is_none() =>
+            Place::Container { container, .. }
+                if is_data(&pending.what)
+                    && open::sensitive(used, container.task.as_ref()).is_none() =>
             {
+                self.count(&Judgement::Good(FileVerdict::Image), true);
+            }
+            Place::Unknown if is_data(&pending.what) && open::sensitive(used, None).is_none() => {
                 self.count(&Judgement::Good(FileVerdict::Image), true);
             }
             Place::Unknown if self.is_before_coverage(used) => {
                 self.state.counts.before_coverage += 1;
+                // The hooks were there, and its container is gone.
+                if self.sensor.as_ref().is_some_and(Sensor::is_reopened) && !used.already_running {
+                    self.coverage.lost(&pending, Cause::ExpiredUnknown);
+                }
             }
             Place::Unknown | Place::Container { .. } => {
                 if self.state.waiting.len() >= WAITING_MAX {
@@ -227,7 +245,7 @@ impl Owner {
         );
         if let Some(finding) = finding {
             if self.is_new(used, &finding) {
-                self.raise(&finding);
+                self.raise_of(used, &finding);
             }
         } else if by == PlacedBy::Cgroup
             && let Some(sensor) = &mut self.sensor
@@ -308,7 +326,6 @@ impl Owner {
             What::Open(open, _) => (Vec::new(), open.held.take()),
             What::Connect(_) => (Vec::new(), None),
         };
-        let image = container.identity.contents_of().cloned();
         let is_anonymous = role == Role::Anonymous;
         let request = Request {
             container: creation(&container),
@@ -318,22 +335,18 @@ impl Owner {
                 ..wanted(pending.what.used(), &container)
             },
             held,
-            layers: image.as_ref().map(|image| Layers {
-                chain_id: image.chain_id,
+            layers: container.chain_id().map(|chain_id| Layers {
+                chain_id,
                 created_unix_ns: container.created_unix_ns,
             }),
         };
-        let (bytes, images) = (Arc::clone(&self.bytes), Arc::clone(&self.images));
+        let (bytes, reader) = (Arc::clone(&self.bytes), Arc::clone(&self.contents));
         let handle = self.state.in_flight.spawn(async move {
-            let contents = async {
-                match &image {
-                    Some(image) => {
-                        Some(contents(&images, &container.runtime_namespace, image).await)
-                    }
-                    None => None,
-                }
-            };
+            let contents = reader.of_container(&container);
             let (files, contents) = tokio::join!(bytes.read(request), contents);
+            if let Some(Ok(contents)) = &contents {
+                reader.read_for(contents, pending.what.used(), &files).await;
+            }
             Done::Use(Box::new(ReadUse {
                 pending,
                 role,
@@ -346,13 +359,20 @@ impl Owner {
     }
 
     pub(super) fn done(&mut self, done: Result<(Id, Done), JoinError>) {
+        self.settle();
         let id = done.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let was_use = self.state.uses_in_flight.remove(&id);
         match done {
             Ok((_, Done::Use(read))) => self.judge(*read),
             Ok((_, Done::Held(number, file))) => self.state.sourced.held(number, file),
             Ok((_, Done::Checked(result))) => self.checked(result),
-            Ok((_, Done::Contents { result: Ok(_), .. })) => {}
+            Ok((
+                _,
+                Done::Contents {
+                    container,
+                    result: Ok(contents),
+                },
+            )) => self.follow_with(&self.present(&container), &contents),
             Ok((
                 _,
                 Done::Contents {
@@ -391,7 +411,7 @@ impl Owner {
             host_mount_namespace: self.host_mount_namespace,
             runtime: &self.runtime,
             expected: match &contents {
-                Some(Ok(contents)) => Expected::Verified(contents),
+                Some(Ok(contents)) => Expected::Known(contents),
                 Some(Err(_)) => Expected::Unavailable(&reason),
                 None => Expected::NoImage,
             },
@@ -446,7 +466,7 @@ impl Owner {
                 && !is_data
                 && (is_exec || self.is_new(used, &finding))
             {
-                self.raise(&finding);
+                self.raise_of(used, &finding);
             }
         }
     }

@@ -147,7 +147,10 @@ pub fn image_of(container: &Container, evidence: Option<&str>) -> v1::alert::Ima
                 })
                 .collect();
         }
-        Identity::None | Identity::Pending => {}
+        Identity::None | Identity::Pending => {
+            let layers = container.unread_layers();
+            said.chain_id = layers.map_or_else(String::new, |layers| layers.chain_id.to_string());
+        }
     }
     said
 }
@@ -182,7 +185,7 @@ fn severity(severity: Severity) -> v1::Severity {
 }
 
 /// What a rule is one of.
-fn rules(kind: Kind) -> &'static str {
+pub(super) fn rules(kind: Kind) -> &'static str {
     match kind {
         Kind::ConnectSensitive | Kind::OpenSensitive => "sensitive",
         _ => "content",
@@ -218,9 +221,25 @@ fn attack(finding: &Finding) -> &'static [&'static str] {
         Kind::CodeMemory => &["T1620"],
         // Unsecured Credentials.
         Kind::OpenSensitive => &["T1552"],
+        Kind::ImageFileModified => image_file(finding),
         Kind::ImageUnknown => &["T1610"],
         // That bytes could not be compared is nobody's technique.
         Kind::ContentUnverifiable => &[],
+    }
+}
+
+fn image_file(finding: &Finding) -> &'static [&'static str] {
+    let is_gone = finding
+        .file
+        .as_ref()
+        .is_some_and(|file| file.hash_state == HashState::NotRead);
+    match finding.severity {
+        // Indicator Removal: File Deletion; Data Destruction.
+        _ if is_gone => &["T1070.004", "T1485"],
+        // Compromise Host Software Binary.
+        Severity::High => &["T1554"],
+        // Data Manipulation: Stored Data Manipulation.
+        _ => &["T1565.001"],
     }
 }
 
@@ -360,4 +379,4 @@ pub(super) fn fingerprint_of(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

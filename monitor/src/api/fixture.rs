@@ -4,14 +4,19 @@
 use std::sync::Arc;
 
 use monitor_api::v1::{
-    Alert, Container, CoverageResponse, CoverageSpan, Image, ImageEntry, Status, alert,
+    Alert, Container, CoverageResponse, CoverageSpan, Difference, Image, ImageEntry,
+    ImageUsageResponse, Status, VerifyContainerResponse, VerifyImageResponse, alert,
+    verify_container_response::{Response, Verified},
 };
 use tempfile::TempDir;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 use super::{
     Address, ContentsError, CoverageError, ImageContents, Listener, Node, Security, ServeError,
-    serve,
+    VerifyError, serve,
 };
 use crate::alerts::AlertLog;
 
@@ -86,6 +91,54 @@ impl Node for StubNode {
             evidence,
             entries,
         })
+    }
+
+    async fn verify_container(
+        &self,
+        container: &str,
+    ) -> Result<mpsc::Receiver<VerifyContainerResponse>, VerifyError> {
+        if container != "web" {
+            return Err(VerifyError::Busy);
+        }
+        let difference = Difference {
+            path: HOSTILE.to_vec(),
+            verdict: "added".to_owned(),
+            ..Difference::default()
+        };
+        let (told_in, told) = mpsc::channel(8);
+        for response in [
+            Response::Begun(Box::default()),
+            Response::Difference(difference),
+            Response::Verified(Verified::default()),
+        ] {
+            let response = Some(response);
+            told_in
+                .try_send(VerifyContainerResponse { response })
+                .unwrap();
+        }
+        Ok(told)
+    }
+
+    async fn verify_image(
+        &self,
+        image: &str,
+    ) -> Result<mpsc::Receiver<VerifyImageResponse>, ContentsError> {
+        if image != "web" {
+            return Err(ContentsError::NoImage(image.to_owned()));
+        }
+        let (told_in, told) = mpsc::channel(8);
+        for state in ["verified", "missing"] {
+            let blob = VerifyImageResponse {
+                state: state.to_owned(),
+                ..VerifyImageResponse::default()
+            };
+            told_in.try_send(blob).unwrap();
+        }
+        Ok(told)
+    }
+
+    async fn image_usage(&self) -> Vec<ImageUsageResponse> {
+        vec![ImageUsageResponse::default()]
     }
 
     async fn coverage(

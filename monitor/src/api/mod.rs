@@ -20,6 +20,7 @@ mod unix;
 use std::time::Duration;
 
 use monitor_api::v1;
+use tokio::sync::mpsc;
 
 pub use address::Address;
 pub use caller::Roles;
@@ -80,6 +81,22 @@ pub trait Node: Send + Sync + 'static {
         path: Option<&[u8]>,
     ) -> Result<ImageContents, ContentsError>;
 
+    /// Compares the root filesystem of `container` (an id, a unique beginning of one, or a name) with
+    /// its image. The receiver is closed when all was told; dropping it ends the comparison.
+    async fn verify_container(
+        &self,
+        container: &str,
+    ) -> Result<mpsc::Receiver<v1::VerifyContainerResponse>, VerifyError>;
+
+    /// Reads the blobs of `image` again and checks their digests, in the same way.
+    async fn verify_image(
+        &self,
+        image: &str,
+    ) -> Result<mpsc::Receiver<v1::VerifyImageResponse>, ContentsError>;
+
+    /// Which image ran here and when, sorted by manifest digest.
+    async fn image_usage(&self) -> Vec<v1::ImageUsageResponse>;
+
     /// When `container` (an id, a unique beginning of one, or a name) was watched between two times;
     /// since it was created and until now if they are left out.
     async fn coverage(
@@ -123,6 +140,34 @@ pub enum CoverageError {
     /// The daemon stops; UNAVAILABLE.
     #[error("the daemon is stopping; ask it again once it has started")]
     Stopping,
+}
+
+/// Why a container cannot be compared with its image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VerifyError {
+    /// No such container; NOT_FOUND.
+    #[error("no container {0:?} on this node; `monitorctl container list` lists them")]
+    NoContainer(String),
+    /// The name means several; FAILED_PRECONDITION.
+    #[error("{container:?} means {count} containers; give more of the id")]
+    Ambiguous {
+        /// What was asked for.
+        container: String,
+        /// How many.
+        count: usize,
+    },
+    /// It does not run, its root filesystem cannot be read, or what its image holds is not known;
+    /// FAILED_PRECONDITION.
+    #[error("container {container} cannot be compared with its image: {reason}")]
+    Impossible {
+        /// Its id.
+        container: String,
+        /// Why.
+        reason: String,
+    },
+    /// Another comparison runs; RESOURCE_EXHAUSTED.
+    #[error("another container is being compared with its image; try again when that is done")]
+    Busy,
 }
 
 /// Why there are no contents.

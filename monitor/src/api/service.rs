@@ -12,19 +12,20 @@ use jiff::Timestamp;
 use monitor_api::v1::{
     self, AlertsRequest, AlertsResponse, ContainersRequest, ContainersResponse, CoverageRequest,
     CoverageResponse, GetAlertRequest, GetAlertResponse, ImageContentsRequest,
-    ImageContentsResponse, ImagesRequest, ImagesResponse, ListAlertsRequest, ListAlertsResponse,
-    StatusRequest, StatusResponse, monitor_server::Monitor,
+    ImageContentsResponse, ImageUsageRequest, ImageUsageResponse, ImagesRequest, ImagesResponse,
+    ListAlertsRequest, ListAlertsResponse, StatusRequest, StatusResponse, VerifyContainerRequest,
+    VerifyContainerResponse, VerifyImageRequest, VerifyImageResponse, monitor_server::Monitor,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
-use tokio_stream::{Stream, iter, wrappers::ReceiverStream};
+use tokio_stream::{Stream, StreamExt as _, iter, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     ALERT_STREAMS_MAX, ContentsError, CoverageError, ENTRIES_PER_MESSAGE_MAX, ImageContents, Node,
-    REQUEST_TIME_MAX, STREAM_AHEAD_MAX,
+    REQUEST_TIME_MAX, STREAM_AHEAD_MAX, VerifyError,
     alerts::{self, AlertStream},
     process,
     server::Connections,
@@ -119,6 +120,9 @@ impl Monitor for Service {
     type ContainersStream = BoxStream<ContainersResponse>;
     type ImagesStream = BoxStream<ImagesResponse>;
     type ImageContentsStream = BoxStream<ImageContentsResponse>;
+    type VerifyContainerStream = BoxStream<VerifyContainerResponse>;
+    type VerifyImageStream = BoxStream<VerifyImageResponse>;
+    type ImageUsageStream = BoxStream<ImageUsageResponse>;
 
     async fn alerts(
         &self,
@@ -189,12 +193,7 @@ impl Monitor for Service {
         request: Request<ImageContentsRequest>,
     ) -> Result<Response<Self::ImageContentsStream>, Status> {
         let ImageContentsRequest { image, path } = request.into_inner();
-        if image.is_empty() || image.len() > IMAGE_BYTES_MAX {
-            return Err(Status::invalid_argument(format!(
-                "image must have 1 to {IMAGE_BYTES_MAX} bytes; it has {}",
-                image.len()
-            )));
-        }
+        check_length("image", &image, IMAGE_BYTES_MAX)?;
         if path.len() > PATH_BYTES_MAX || path.contains(&0) {
             return Err(Status::invalid_argument(format!(
                 "path must have at most {PATH_BYTES_MAX} bytes and no NUL"
@@ -211,6 +210,36 @@ impl Monitor for Service {
         ))))
     }
 
+    async fn verify_container(
+        &self,
+        request: Request<VerifyContainerRequest>,
+    ) -> Result<Response<Self::VerifyContainerStream>, Status> {
+        let VerifyContainerRequest { container } = request.into_inner();
+        check_length("container", &container, CONTAINER_BYTES_MAX)?;
+        let told = within(self.node.verify_container(&container)).await??;
+        let stream = ReceiverStream::new(told).map(Ok);
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn verify_image(
+        &self,
+        request: Request<VerifyImageRequest>,
+    ) -> Result<Response<Self::VerifyImageStream>, Status> {
+        let VerifyImageRequest { image } = request.into_inner();
+        check_length("image", &image, IMAGE_BYTES_MAX)?;
+        let told = within(self.node.verify_image(&image)).await??;
+        let stream = ReceiverStream::new(told).map(Ok);
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn image_usage(
+        &self,
+        _: Request<ImageUsageRequest>,
+    ) -> Result<Response<Self::ImageUsageStream>, Status> {
+        let usage = within(self.node.image_usage()).await?;
+        Ok(Response::new(Box::pin(iter(usage.into_iter().map(Ok)))))
+    }
+
     async fn coverage(
         &self,
         request: Request<CoverageRequest>,
@@ -220,12 +249,7 @@ impl Monitor for Service {
             from,
             to,
         } = request.into_inner();
-        if container.is_empty() || container.len() > CONTAINER_BYTES_MAX {
-            return Err(Status::invalid_argument(format!(
-                "container must have 1 to {CONTAINER_BYTES_MAX} bytes; it has {}",
-                container.len()
-            )));
-        }
+        check_length("container", &container, CONTAINER_BYTES_MAX)?;
         let (from, to) = (read_time("from", from)?, read_time("to", to)?);
         let covered = within(self.node.coverage(&container, from, to)).await??;
         Ok(Response::new(covered))
@@ -237,6 +261,16 @@ impl Monitor for Service {
             status: Some(status),
         }))
     }
+}
+
+fn check_length(name: &str, text: &str, bytes_max: usize) -> Result<(), Status> {
+    if text.is_empty() || text.len() > bytes_max {
+        return Err(Status::invalid_argument(format!(
+            "{name} must have 1 to {bytes_max} bytes; it has {}",
+            text.len()
+        )));
+    }
+    Ok(())
 }
 
 fn read_time(
@@ -255,6 +289,19 @@ impl From<CoverageError> for Status {
             CoverageError::NoContainer(_) => Self::not_found(message),
             CoverageError::Ambiguous { .. } => Self::failed_precondition(message),
             CoverageError::Stopping => Self::unavailable(message),
+        }
+    }
+}
+
+impl From<VerifyError> for Status {
+    fn from(error: VerifyError) -> Self {
+        let message = error.to_string();
+        match error {
+            VerifyError::NoContainer(_) => Self::not_found(message),
+            VerifyError::Ambiguous { .. } | VerifyError::Impossible { .. } => {
+                Self::failed_precondition(message)
+            }
+            VerifyError::Busy => Self::resource_exhausted(message),
         }
     }
 }

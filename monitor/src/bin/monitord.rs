@@ -25,6 +25,8 @@ enum Action {
     /// Say what this node lets monitord see and what not, each with its reason; status 1 if it
     /// cannot watch.
     Doctor(Doctor),
+    /// Remove the hooks that a stopped monitord has left in the kernel, and what they have seen.
+    Unpin(Unpin),
     /// Read a configuration file and say whether it would be taken.
     CheckConfig {
         /// The file, TOML.
@@ -61,6 +63,30 @@ struct Run {
     /// Name of this node in alerts; the host's name if left out.
     #[arg(long)]
     node: Option<String>,
+    /// Let hooks go with the process: what happens until it is started again is not seen.
+    #[arg(long)]
+    no_pin: bool,
+    /// Directory on a bpffs where hooks are kept until monitord is started again.
+    #[arg(long, value_name = "DIR")]
+    pin_directory: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Unpin {
+    /// Configuration file, TOML.
+    #[arg(long, env = "MONITORD_CONFIG")]
+    config: Option<PathBuf>,
+    /// Directory on a bpffs where hooks are kept.
+    #[arg(long, value_name = "DIR")]
+    pin_directory: Option<PathBuf>,
+}
+
+impl Unpin {
+    fn run(self) -> anyhow::Result<()> {
+        let mut config = read_config(self.config.as_deref())?;
+        config.pin_directory = self.pin_directory.unwrap_or(config.pin_directory);
+        agent::unpin(&config)
+    }
 }
 
 #[derive(Args)]
@@ -120,6 +146,8 @@ impl Run {
             config.state = state;
         }
         config.node = self.node.or(config.node);
+        config.pin &= !self.no_pin;
+        config.pin_directory = self.pin_directory.unwrap_or(config.pin_directory);
         config.check()?;
         Ok(config)
     }
@@ -134,6 +162,7 @@ fn main() -> ExitCode {
             run.config().and_then(agent::run).map(|()| true)
         }
         Action::Doctor(doctor) => doctor.run(),
+        Action::Unpin(unpin) => unpin.run().map(|()| true),
         Action::CheckConfig { file } => Config::read(&file)
             .map_err(Into::into)
             .map(|config| println!("{config:#?}"))

@@ -22,7 +22,7 @@ use containerd_client::services::v1::{
     containers_client::ContainersClient,
     images_client::ImagesClient,
     namespaces_client::NamespacesClient,
-    snapshots::{StatSnapshotRequest, snapshots_client::SnapshotsClient},
+    snapshots::{MountsRequest, StatSnapshotRequest, snapshots_client::SnapshotsClient},
     tasks_client::TasksClient,
     version_client::VersionClient,
 };
@@ -35,7 +35,7 @@ use tonic::{
 
 pub use events::{Event, Events};
 pub use records::{ContainerRecord, Extension, ImageRecord, SnapshotRecord, TaskRecord};
-use records::{container, image, task, unix_ns};
+use records::{container, image, lower_directories, task, unix_ns};
 
 /// How long containerd may take to answer one question.
 pub const CALL_SECONDS_MAX: u64 = 10;
@@ -266,6 +266,28 @@ impl Client {
             parent: info.parent,
             labels: info.labels,
             created_unix_ns: unix_ns(info.created_at),
+        })
+    }
+
+    /// The lower directories of a container's snapshot, from bottom to top.
+    pub async fn lower_directories(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        key: &str,
+    ) -> Result<Vec<PathBuf>, ContainerdError> {
+        let what =
+            || format!("mounts of snapshot {key:?} of {snapshotter:?} in namespace {namespace:?}");
+        let request = MountsRequest {
+            snapshotter: snapshotter.to_owned(),
+            key: key.to_owned(),
+        };
+        let mut client =
+            SnapshotsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let answer = call(what, client.mounts(within(namespace, request)?)).await?;
+        lower_directories(&answer.mounts).ok_or_else(|| ContainerdError::Failed {
+            what: what(),
+            reason: "it is not one overlay with lower directories".to_owned(),
         })
     }
 

@@ -1,8 +1,11 @@
 //! What containerd keeps, in types of our own.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::PathBuf};
 
-use containerd_client::{services::v1 as wire, types::v1::Process, types::v1::Status};
+use containerd_client::{
+    services::v1 as wire,
+    types::{Mount, v1::Process, v1::Status},
+};
 
 use crate::digest::Digest;
 
@@ -131,4 +134,15 @@ pub(super) fn task(found: Process) -> TaskRecord {
         },
         pid: found.pid,
     }
+}
+
+/// The lower directories of one overlay mount, from bottom to top.
+pub(super) fn lower_directories(mounts: &[Mount]) -> Option<Vec<PathBuf>> {
+    let [mount] = mounts else { return None };
+    if mount.r#type != "overlay" {
+        return None;
+    }
+    let option = |option: &'_ String| option.strip_prefix("lowerdir=").map(str::to_owned);
+    let listed = mount.options.iter().find_map(option)?;
+    Some(listed.rsplit(':').map(PathBuf::from).collect())
 }

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{
-    Identity, ImageId,
+    Identity, ImageId, SnapshotLayers,
     catalog::{Catalog, Image},
     facts::{Claims, IdMap, ProcessFacts},
 };
@@ -99,6 +99,18 @@ pub fn grade(evidence: &Evidence, namespace: &str, catalog: &Catalog) -> Identit
             })
             .unwrap_or(Identity::None),
     }
+}
+
+/// The layers that the names of a container's snapshots tell of, whether an image of them is known or
+/// not.
+pub fn named_layers(ancestry: &Ancestry, id_map: &IdMap) -> Option<SnapshotLayers> {
+    let nearest = ancestry.names.first()?;
+    let below = ancestry.names.get(1);
+    let below = below.filter(|below| is_remap_of(nearest, below, id_map));
+    Some(SnapshotLayers {
+        chain_id: below.unwrap_or(nearest).parse().ok()?,
+        is_remapped: below.is_some(),
+    })
 }
 
 fn chain(ancestry: &Ancestry, id_map: &IdMap, known: impl Fn(&Digest) -> bool) -> Chain {

@@ -11,7 +11,7 @@ pub mod procfs;
 mod resolve;
 pub mod watch;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use crate::digest::Digest;
 
@@ -43,12 +43,25 @@ pub struct Container {
     pub identity: Identity,
     /// Why the image that its reference stands for could not be read, where that left the identity
     /// open.
-    pub image_problem: Option<String>,
+    pub image_problem: Option<ImageProblem>,
     /// What is known once its task exists.
     pub task: Option<Task>,
 }
 
 impl Container {
+    /// Chain ID of the layers that its files are compared with.
+    pub fn chain_id(&self) -> Option<Digest> {
+        match self.identity.contents_of() {
+            Some(image) => Some(image.chain_id),
+            None => Some(self.unread_layers()?.chain_id),
+        }
+    }
+
+    /// The layers of its snapshot, if nothing more is known of its image.
+    pub fn unread_layers(&self) -> Option<SnapshotLayers> {
+        self.image_problem.as_ref()?.layers
+    }
+
     /// Whether this kernel sees what the container executes. Runtimes that run it in a virtual
     /// machine (Kata) or under a kernel of their own (gVisor) hide that.
     pub fn is_visible(&self) -> bool {
@@ -57,6 +70,24 @@ impl Container {
             .iter()
             .any(|name| runtime.contains(name))
     }
+}
+
+/// An image that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageProblem {
+    /// Which image, and why.
+    pub reason: String,
+    /// The layers of the container's snapshot, if its name tells.
+    pub layers: Option<SnapshotLayers>,
+}
+
+/// What the name of a snapshot tells of the layers below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SnapshotLayers {
+    /// Their chain ID.
+    pub chain_id: Digest,
+    /// A snapshot with shifted owners lies on top of them.
+    pub is_remapped: bool,
 }
 
 /// What a container is for.
@@ -90,6 +121,9 @@ pub struct Task {
     pub root_device: Option<u32>,
     /// Where the runtime mounted its root filesystem on the host.
     pub rootfs: Option<PathBuf>,
+    /// Inode numbers of sensitive files in its root as they were when it was first seen: what is
+    /// linked or renamed stays the same file.
+    pub named: BTreeMap<u64, Vec<u8>>,
 }
 
 /// An image as a container can have been created from it. Two that differ only in their config

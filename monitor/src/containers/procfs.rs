@@ -1,6 +1,7 @@
 //! What `/proc` says of a container's init process.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs::File,
     io::{self, Read},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use super::{Task, inventory::TaskFacts};
+use crate::{detect::open, sensor::root};
 
 /// Bytes of one file of `/proc` that are read; a node with ten thousand mounts stays below.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -47,6 +49,21 @@ impl Mounts {
         self.newest_first()
             .find(|(_, path)| path == mount_point)
             .map(|(device, _)| device)
+    }
+
+    /// Where an overlay keeps what is written to it.
+    fn upper_of(&self, of: u32) -> Option<PathBuf> {
+        self.0.rsplit(|byte| *byte == b'\n').find_map(|line| {
+            let mut fields = line.split(|byte| *byte == b' ');
+            if device(fields.nth(2)?)? != of {
+                return None;
+            }
+            // … - TYPE SOURCE OPTIONS, whose values have commas written as digits too.
+            fields.find(|field| *field == b"-")?;
+            let mut options = fields.nth(2)?.split(|byte| *byte == b',');
+            let upper = options.find_map(|option| option.strip_prefix(b"upperdir="))?;
+            Some(PathBuf::from(OsStr::from_bytes(&unescaped(upper))))
+        })
     }
 
     /// The runtime's `…/NAMESPACE/ID/rootfs`.
@@ -112,6 +129,12 @@ pub fn mount_namespace(process: &str) -> Option<u32> {
     u32::try_from(inode.ino()).ok()
 }
 
+/// Where the overlay with this kernel device number keeps what is written to it, as the host sees it;
+/// `None` for one that is not mounted any more, cannot be written, or is none.
+pub fn upper_directory(device: u32) -> Option<PathBuf> {
+    Mounts::of_host().upper_of(device)
+}
+
 /// What can be read of the task with init process `pid`, some 0.1 ms. `bundle` is told when a task
 /// is created; of one that ran before, the host's mounts tell where its root filesystem is.
 ///
@@ -153,12 +176,17 @@ pub(super) fn task(
         .then(|| read(&format!("/proc/{pid}/cgroup")).ok())
         .flatten()
         .and_then(|cgroups| unified(&cgroups));
+    let named = match (&rootfs, root_device) {
+        (Some(rootfs), Some(device)) => root::inodes(rootfs, device, open::names()),
+        _ => BTreeMap::new(),
+    };
     TaskFacts {
         task: Task {
             pid,
             mount_namespace,
             root_device,
             rootfs,
+            named,
         },
         cgroup_path,
     }
@@ -180,6 +208,13 @@ mod tests {
               27 22 x:y / /bad rw\n"
                 .to_vec(),
         );
+        let upper = Mounts(
+            b"24 22 0:22 / /a shared:5 - overlay overlay rw,lowerdir=/l1:/l2,upperdir=/u\\054\\040x/fs,workdir=/w\n\
+              25 22 0:23 / /b rw - overlay overlay ro,lowerdir=/l1:/l2\n"
+                .to_vec(),
+        );
+        assert_eq!(upper.upper_of(22), Some(PathBuf::from("/u, x/fs")));
+        assert_eq!((upper.upper_of(23), upper.upper_of(24)), (None, None));
         assert_eq!(mounts.at(b"/"), Some(30));
         assert_eq!(mounts.at(b"/data"), Some(254 << 20 | 1));
         assert_eq!(mounts.at(b"/bad"), None);

@@ -12,10 +12,10 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    Identity, ImageId,
+    Identity, ImageId, ImageProblem, SnapshotLayers,
     catalog::{Catalog, Image, Reference},
     facts::Claims,
-    identity::{ANCESTORS_MAX, Ancestry, Evidence, grade},
+    identity::{ANCESTORS_MAX, Ancestry, Evidence, grade, named_layers},
     inventory::{Change, Key},
 };
 use crate::{
@@ -107,8 +107,10 @@ pub(super) async fn run(
             Job::ImageDeleted { namespace, name } => resolver.catalog.remove(&namespace, &name),
             Job::Gone(key) => resolver.catalog.unpin(&key.namespace, &key.id),
             Job::Identify(question) => {
-                let identity = resolver.identify(&question).await;
-                let image_problem = resolver.problem(&question, &identity);
+                let (identity, layers) = resolver.identify(&question).await;
+                let image_problem = resolver
+                    .problem(&question, &identity)
+                    .map(|reason| ImageProblem { reason, layers });
                 let change = Change::Identified {
                     key: question.key,
                     created_unix_ns: question.created_unix_ns,
@@ -309,7 +311,8 @@ impl Resolver {
         Ok(self.ask(read).await??)
     }
 
-    async fn identify(&mut self, question: &Question) -> Identity {
+    /// The image of a container, and the layers that its snapshot's name tells of.
+    async fn identify(&mut self, question: &Question) -> (Identity, Option<SnapshotLayers>) {
         let Key { namespace, id } = &question.key;
         let evidence = Evidence {
             reference: question.reference.clone(),
@@ -335,7 +338,8 @@ impl Resolver {
             Identity::None | Identity::Pending => Vec::new(),
         };
         self.catalog.pin(namespace, id, manifests);
-        identity
+        let layers = named_layers(&evidence.ancestry, &evidence.claims.id_map);
+        (identity, layers)
     }
 
     async fn ancestry(&self, question: &Question) -> Ancestry {

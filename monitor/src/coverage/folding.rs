@@ -68,6 +68,11 @@ impl Folding {
         }
     }
 
+    /// Whether everything has been told.
+    pub fn is_told(&self) -> bool {
+        self.entries.values().all(|entry| entry.pending.is_none())
+    }
+
     /// What is to be told now.
     pub fn take_due(&mut self, now_ns: u64) -> Vec<(Affected, Loss)> {
         let mut due = Vec::new();

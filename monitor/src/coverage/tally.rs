@@ -25,6 +25,14 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Goes on after what was told before: `accounted`, and of these the named ones.
+    pub fn resume(accounted: &Losses, named: impl IntoIterator<Item = (Named, u64)>) -> Self {
+        Self {
+            named: named.into_iter().collect(),
+            accounted: accounted.iter().collect(),
+        }
+    }
+
     /// Takes in all losses since the start: `totals`, and of these the named ones, which were read
     /// later. Gives what has grown, and what of it has no name. `named` is at most as long as the
     /// kernel side's memory, and only that is kept.
@@ -104,6 +112,16 @@ mod tests {
             (11, &[(1, 2)], &[(1, 2)], 0),
             (12, &[], &[], 1),
         ]);
+    }
+
+    #[test]
+    fn what_was_told_before_is_not_told_again() {
+        let told = [(RING, 5)].into_iter().collect();
+        let mut tally = Tally::resume(&told, [(named(1), 4)]);
+        let totals = [(RING, 8)].into_iter().collect();
+        let (grown, unnamed) = tally.grown(&totals, [(named(1), 5), (named(2), 1)]);
+        assert_eq!(grown, [(named(1), 1), (named(2), 1)]);
+        assert_eq!(unnamed, [(RING, 1)].into_iter().collect());
     }
 
     proptest! {

@@ -170,6 +170,23 @@ Examples:
         container: String,
     },
 
+    /// Every difference of a running container's root filesystem from its image
+    #[command(
+        long_about = "\
+Every difference of a running container's root filesystem from its image: files added, modified,
+removed, and those whose mode, owner or capabilities were changed. All files are read. As JSON the last
+line is an object `verified` with the container, its image and how many differences there are.",
+        after_help = "\
+Examples:
+  monitorctl container verify web
+  monitorctl container verify web -o json | jq 'select(.verdict == \"modified\")'"
+    )]
+    Verify {
+        /// Its id, a unique beginning of it, or its name
+        #[arg(value_name = "CONTAINER")]
+        container: String,
+    },
+
     /// When a container was watched and when not, also one that is gone
     #[command(after_help = "\
 Examples:
@@ -215,6 +232,15 @@ Examples:
         /// A path inside the image; symlinks are followed as inside it
         path: Option<OsString>,
     },
+
+    /// Reads the blobs of an image again and checks their digests; exit status 1 if one fails
+    Verify {
+        /// A reference, or a manifest or config digest
+        image: String,
+    },
+
+    /// Which image ran on this node since the daemon started, where and when
+    Usage,
 }
 
 /// What the command line asks for.

@@ -4,7 +4,10 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
 
 use monitor_api::{
     json,
-    v1::{Container, ContainersRequest, ImageContentsRequest, ImageEntry, ImagesRequest, alert},
+    v1::{
+        Container, ContainersRequest, ImageContentsRequest, ImageEntry, ImageUsageRequest,
+        ImagesRequest, alert,
+    },
 };
 
 use super::{
@@ -193,6 +196,42 @@ pub(super) async fn images(client: &mut Client, output: &mut Output<'_>) -> Resu
                 "CONTAINERS",
                 "REFERENCES",
                 "ERROR",
+            ],
+            rows,
+        )?;
+    }
+    Ok(())
+}
+
+/// `image usage`.
+pub(super) async fn usage(client: &mut Client, output: &mut Output<'_>) -> Result<(), Failure> {
+    let mut stream = client.image_usage(ImageUsageRequest {}).await?.into_inner();
+    let mut rows = Vec::new();
+    while let Some(usage) = stream.message().await? {
+        if output.is_json() {
+            output.json(&json::usage(&usage))?;
+            continue;
+        }
+        rows.push(vec![
+            short(or_dash(&usage.manifest_digest)),
+            or_dash(&usage.node).to_owned(),
+            usage.running.len().to_string(),
+            usage.containers.to_string(),
+            time(usage.first_seen.as_ref()),
+            time(usage.last_seen.as_ref()),
+            or_dash(&usage.references.join(" ")).to_owned(),
+        ]);
+    }
+    if !output.is_json() {
+        output.table(
+            &[
+                "DIGEST",
+                "NODE",
+                "RUNNING",
+                "CONTAINERS",
+                "FIRST SEEN",
+                "LAST SEEN",
+                "REFERENCES",
             ],
             rows,
         )?;

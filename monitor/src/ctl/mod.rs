@@ -12,6 +12,7 @@ mod output;
 mod status;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::{io::Write, time::Duration};
 
@@ -63,6 +64,15 @@ pub async fn run(
                 to: to.map(timestamp),
             };
             answered(coverage::run(&mut client, request, &mut output)).await
+        }
+        Command::Container(ContainerCommand::Verify { container }) => {
+            verify::container(&mut client, container, &mut output).await
+        }
+        Command::Image(ImageCommand::Verify { image }) => {
+            verify::image(&mut client, image, &mut output).await
+        }
+        Command::Image(ImageCommand::Usage) => {
+            answered(inventory::usage(&mut client, &mut output)).await
         }
         Command::Image(ImageCommand::List) => {
             answered(inventory::images(&mut client, &mut output)).await

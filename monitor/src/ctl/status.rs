@@ -38,9 +38,10 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push((
             "events",
             format!(
-                "{} received + {} running = {} judged + {} waiting + {} expired while unknown + {} before coverage",
+                "{} received + {} running = {} earlier + {} judged + {} waiting + {} expired while unknown + {} before coverage",
                 events.received,
                 events.running,
+                events.earlier,
                 events.judged,
                 events.waiting,
                 events.expired_unknown,
@@ -68,6 +69,21 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push((
             "held files",
             format!("{}, {} queue overflows", held.files, held.queue_overflows),
+        ));
+    }
+    if let Some(changes) = &status.changes {
+        facts.push((
+            "image files",
+            format!(
+                "{} changes noticed, {} waiting; {} with the image's bytes, {} with others, {} unreadable; {} overflows, {} not followed",
+                changes.noticed,
+                changes.waiting,
+                changes.same,
+                changes.differing,
+                changes.unverifiable,
+                changes.overflows,
+                changes.unfollowed
+            ),
         ));
     }
     if let Some(coverage) = &status.coverage {

@@ -14,7 +14,14 @@ pub fn judge_identity(container: &Arc<Container>, time_boot_ns: u64) -> Option<F
         return None;
     }
     if let Some(problem) = &container.image_problem {
-        return Some(contents_unavailable(container, time_boot_ns, problem));
+        let compared = match problem.layers {
+            Some(_) => {
+                "; what the container executes is compared with the lower directories of its snapshot"
+            }
+            None => "",
+        };
+        let reason = format!("{}{compared}", problem.reason);
+        return Some(contents_unavailable(container, time_boot_ns, &reason));
     }
     let details = if container.snapshot_key.is_empty() {
         "the container was created from a directory, without a snapshot and without an image"

@@ -8,8 +8,7 @@ use super::{
 };
 use crate::{
     containers::processes::{Origin, Program},
-    digest::Digest,
-    image::layer::EntryKind,
+    image::{contents::Found, layer::EntryKind},
     sensor::event::Process,
 };
 
@@ -43,7 +42,7 @@ pub(super) fn raise_about<'a, 'b>(
         time_boot_ns: facts.used.time_boot_ns,
         container: Arc::clone(facts.container),
         evidence: match facts.expected {
-            Expected::Verified(_) => Some("verified"),
+            Expected::Known(contents) => Some(contents.evidence().name()),
             Expected::Unavailable(_) | Expected::NoImage => None,
         },
         message: format!("{} {said}", monitor_api::bytes::escape(subject.path)),
@@ -103,19 +102,28 @@ pub fn process_of(
 }
 
 impl Draft<'_, '_> {
-    pub(super) fn expected(mut self, layer: Digest, kind: &EntryKind<'_>) -> Self {
-        self.file.layer = Some(layer);
-        if let EntryKind::File { sha256, .. } = kind {
-            self.file.expected = Some(*sha256);
+    pub(super) fn expected(mut self, found: &Found<'_>) -> Self {
+        if let Expected::Known(contents) = self.facts.expected {
+            self.file.layer = contents.layer_of(found);
+        }
+        if let EntryKind::File { sha256, .. } = found.kind {
+            self.file.expected = sha256;
         }
         self
     }
 
     /// Says under which name the image holds the same bytes, if it does.
     pub(super) fn same_bytes(mut self) -> Self {
-        if let (Expected::Verified(contents), Some(seen)) = (self.facts.expected, self.file.seen) {
+        if let (Expected::Known(contents), Some(seen)) = (self.facts.expected, self.file.seen) {
             self.file.same_bytes_as = contents.find_bytes(&seen);
         }
+        self
+    }
+
+    /// Goes on with the message.
+    pub(super) fn because(mut self, more: &str) -> Self {
+        self.finding.message.push_str(": ");
+        self.finding.message.push_str(more);
         self
     }
 

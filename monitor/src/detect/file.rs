@@ -20,11 +20,14 @@ use crate::{
     digest::Sha256,
     image::{
         capability::FileCapability,
-        contents::{Contents, Found},
+        contents::{Contents, Evidence, Found},
         layer::EntryKind,
     },
     sensor::event::{FileFacts, FileUse},
 };
+
+/// What the message of a file says that a lower layer holds otherwise than the image.
+const EDITED: &str = "the unpacked layer was edited on the host";
 
 /// Set-user-ID and set-group-ID.
 const SET_ID: u32 = 0o6000;
@@ -65,8 +68,8 @@ pub struct UseFacts<'a> {
 /// What the image holds, as far as that is known.
 #[derive(Clone, Copy)]
 pub enum Expected<'a> {
-    /// Read from checked blobs.
-    Verified(&'a Contents),
+    /// They are known; how surely, they say themselves.
+    Known(&'a Contents),
     /// The contents could not be had, and why.
     Unavailable(&'a str),
     /// No image accounts for the container.
@@ -126,7 +129,8 @@ impl RuntimeFiles {
 /// What came of judging one use of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Judgement {
-    /// Of the image by its place in a lower layer, and its bytes are those of the layer's blob.
+    /// Of the image by its place in a lower layer, and its bytes are those of the layer's blob, so
+    /// that it need not be told again.
     Confirmed,
     /// As the image says, or changed in metadata only.
     Good(FileVerdict),
@@ -227,7 +231,7 @@ fn host_namespace(facts: &UseFacts<'_>) -> Judgement {
 fn anonymous(facts: &UseFacts<'_>) -> Judgement {
     let may_compile = || match facts.expected {
         // Of a process that has ended already it is not known what it had mapped.
-        Expected::Verified(contents) if facts.libraries.is_empty() => {
+        Expected::Known(contents) if facts.libraries.is_empty() => {
             jit::may_be_compiler(facts.program, contents.entries().map(|(path, _)| path))
         }
         _ => false,
@@ -242,7 +246,7 @@ fn anonymous(facts: &UseFacts<'_>) -> Judgement {
 fn memory(facts: &UseFacts<'_>) -> Judgement {
     // Replaced by an update while it ran: most that is found so at the start is of the image.
     if facts.used.already_running
-        && let (Expected::Verified(contents), Some(seen)) = (facts.expected, facts.bytes.sha256())
+        && let (Expected::Known(contents), Some(seen)) = (facts.expected, facts.bytes.sha256())
         && contents.find_bytes(&seen).is_some()
     {
         return Judgement::Good(FileVerdict::Image);
@@ -274,20 +278,35 @@ fn volume(facts: &UseFacts<'_>) -> Judgement {
 
 /// The image's by construction of the overlay; its hash confirms the layer on this node's disk.
 fn lower(facts: &UseFacts<'_>) -> Judgement {
-    let (Expected::Verified(contents), Some(_)) = (facts.expected, facts.bytes.sha256()) else {
+    let (Expected::Known(contents), Some(_)) = (facts.expected, facts.bytes.sha256()) else {
         return Judgement::Good(FileVerdict::Image);
     };
-    let contradiction = "the file was used from an unpacked layer on this node, and its bytes differ from the layer blob: the layer was edited on the host";
+    let contradiction = match contents.evidence() {
+        Evidence::Verified => {
+            "the file was used from an unpacked layer on this node, and it differs from the layer blob"
+        }
+        Evidence::Unpacked => {
+            "the file was used from an unpacked layer on this node, and it differs from what the layer held when it was first read; its blob is gone"
+        }
+    };
     let subject = Subject::of(facts);
     match Comparison::of(&subject, contents) {
         Comparison::Same(found) if gives_more(facts, &found) => privileged(facts, &subject, &found)
-            .details("the unpacked layer was edited on the host".to_owned())
+            .because(EDITED)
+            .details(contradiction.to_owned())
             .done(),
-        Comparison::Same(_) if matches!(facts.bytes, Bytes::Hashed(_)) => Judgement::Confirmed,
-        Comparison::Same(_) => Judgement::Good(FileVerdict::Image),
+        Comparison::Same(_)
+            if matches!(facts.bytes, Bytes::Hashed(_))
+                && contents.evidence() == Evidence::Verified =>
+        {
+            Judgement::Confirmed
+        }
+        // Of the image by its place, which is all that is known where its blob is gone.
+        Comparison::Same(_) | Comparison::Unread => Judgement::Good(FileVerdict::Image),
         // Deleted while it ran, so that its path is no longer its name in the image.
         Comparison::Absent if facts.used.file.unlinked => Judgement::Good(FileVerdict::Image),
         comparison => differs(facts, facts.role, &subject, comparison)
+            .because(EDITED)
             .details(contradiction.to_owned())
             .done(),
     }
@@ -296,7 +315,7 @@ fn lower(facts: &UseFacts<'_>) -> Judgement {
 fn writable(facts: &UseFacts<'_>) -> Judgement {
     let subject = Subject::of(facts);
     let contents = match facts.expected {
-        Expected::Verified(contents) => contents,
+        Expected::Known(contents) => contents,
         Expected::NoImage => return Judgement::Unverifiable,
         Expected::Unavailable(reason) => return unverifiable(facts, facts.role, &subject, reason),
     };
@@ -331,7 +350,10 @@ fn writable(facts: &UseFacts<'_>) -> Judgement {
             })
         }
         Comparison::Unread => {
-            let reason = "the file was copied up and its bytes could not be read";
+            let reason = match facts.bytes.sha256() {
+                Some(_) => "the image's own file could not be read from the unpacked layer",
+                None => "the file was copied up and its bytes could not be read",
+            };
             unverifiable(facts, facts.role, &subject, reason)
         }
         comparison => differs(facts, facts.role, &subject, comparison).done(),
@@ -355,7 +377,7 @@ fn privileged<'a, 'b>(
     let said = "was executed with a set-user-ID bit, a set-group-ID bit or file capabilities that its image does not give it";
     let seen = facts.used.file.facts.mode & 0o7777;
     raise_about(facts, subject, facts.role.modified(), FileVerdict::Modified, said)
-        .expected(found.layer, &found.kind)
+        .expected(found)
         .details(format!(
             "the bytes are the image's; mode {seen:04o} instead of {:04o}, capabilities {} instead of {}",
             found.mode,
@@ -385,19 +407,25 @@ pub(super) struct Subject<'a> {
 impl<'a> Subject<'a> {
     pub(super) fn of(facts: &'a UseFacts<'_>) -> Self {
         let file = &facts.used.file;
-        // A root without layers is a directory of a larger filesystem, whose path says nothing.
-        let layered = file.facts.flags & FILE_OVERLAY != 0;
         Self {
             path: &file.path,
             path_truncated: file.path_truncated,
-            path_in_image: if layered {
-                &file.path_in_filesystem
-            } else {
-                &file.path
-            },
+            path_in_image: path_in_image(facts.used),
             size: file.facts.size,
             bytes: facts.bytes,
         }
+    }
+}
+
+/// Where the image would have the file that was used.
+pub fn path_in_image(used: &FileUse) -> &[u8] {
+    let file = &used.file;
+    // A root without layers is a directory of a larger filesystem, whose path says nothing.
+    let layered = file.facts.flags & FILE_OVERLAY != 0;
+    if layered {
+        &file.path_in_filesystem
+    } else {
+        &file.path
     }
 }
 
@@ -407,7 +435,7 @@ pub(super) enum Comparison<'a> {
     Same(Found<'a>),
     /// The image has nothing there.
     Absent,
-    /// The same length, and the bytes could not be read.
+    /// The same length, and the bytes of one of them could not be read.
     Unread,
     /// Other bytes.
     Other(Found<'a>),
@@ -421,8 +449,14 @@ impl<'a> Comparison<'a> {
             return Self::Absent;
         };
         match (&found.kind, subject.bytes.sha256()) {
-            (EntryKind::File { sha256, .. }, Some(seen)) if *sha256 == seen => Self::Same(found),
-            (EntryKind::File { size, .. }, None) if *size == subject.size => Self::Unread,
+            (EntryKind::File { sha256, .. }, Some(seen)) if *sha256 == Some(seen) => {
+                Self::Same(found)
+            }
+            (EntryKind::File { size, sha256 }, seen)
+                if (seen.is_none() || sha256.is_none()) && *size == subject.size =>
+            {
+                Self::Unread
+            }
             (EntryKind::File { .. }, _) => Self::Other(found),
             _ => Self::NoFile(found),
         }
@@ -446,7 +480,7 @@ pub(super) fn differs<'a, 'b>(
             FileVerdict::Modified,
             &said,
         )
-        .expected(found.layer, &found.kind)
+        .expected(found)
         .same_bytes()
     };
     match comparison {
@@ -456,7 +490,7 @@ pub(super) fn differs<'a, 'b>(
         Comparison::Same(_) | Comparison::Unread | Comparison::Absent => {
             // A copy of one of the image's own files is drift, but brings no foreign code.
             let is_copy = match (facts.expected, subject.bytes.sha256()) {
-                (Expected::Verified(contents), Some(seen)) => contents.find_bytes(&seen).is_some(),
+                (Expected::Known(contents), Some(seen)) => contents.find_bytes(&seen).is_some(),
                 _ => false,
             };
             let raised = if is_copy { role.copied() } else { role.added() };

@@ -5,6 +5,7 @@ pub mod container;
 pub mod draft;
 pub mod file;
 pub mod jit;
+pub mod modified;
 pub mod open;
 pub mod participant;
 pub mod role;
@@ -45,6 +46,8 @@ pub enum Kind {
     CodeVolume,
     /// A file of the list of sensitive ones was opened.
     OpenSensitive,
+    /// A file of the image was written, replaced or removed.
+    ImageFileModified,
     /// No image accounts for the container.
     ImageUnknown,
     /// Bytes could not be compared.
@@ -69,6 +72,7 @@ impl Kind {
             Self::CodeMemory => "code_memory",
             Self::CodeVolume => "code_volume",
             Self::OpenSensitive => "open_sensitive",
+            Self::ImageFileModified => "image_file_modified",
             Self::ImageUnknown => "image_unknown",
             Self::ContentUnverifiable => "content_unverifiable",
             Self::ConnectSensitive => "connect_sensitive",
@@ -172,7 +176,8 @@ pub struct Finding {
     pub time_boot_ns: u64,
     /// In which container, as it was known then.
     pub container: Arc<Container>,
-    /// `verified` if the expected contents were read from checked blobs; `None` without contents.
+    /// The name of the [`Evidence`](crate::image::contents::Evidence) of the expected contents;
+    /// `None` without contents.
     pub evidence: Option<&'static str>,
     /// One sentence for people.
     pub message: String,

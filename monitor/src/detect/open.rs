@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use super::{FileFinding, FileVerdict, Finding, HashState, Kind, ProcessFinding, Severity};
+use monitor_api::bytes::escape;
+
 use crate::{
-    containers::Container,
+    containers::{Container, Task},
     sensor::event::{Access, FileUse},
 };
 
@@ -63,6 +65,9 @@ const PATTERNS: &[(Pattern, &str, Severity)] = {
     ]
 };
 
+/// The home directory in which images have such files.
+const HOME: &[u8] = b"/root";
+
 /// Where the node keeps the state of its containers and of the cluster's agent.
 const NODE_STATE: &[&[u8]] = &[
     b"/run/containerd",
@@ -77,13 +82,25 @@ const NODE_STATE: &[&[u8]] = &[
     b"/var/lib/etcd",
 ];
 
-/// Whether the file is sensitive, in a container whose root is `root_device`.
-pub fn sensitive(used: &FileUse, root_device: Option<u32>) -> Option<Sensitive> {
+/// Names of sensitive files that a container's root may hold when it starts.
+pub fn names() -> impl Iterator<Item = Vec<u8>> {
+    PATTERNS.iter().filter_map(|(pattern, ..)| match pattern {
+        Pattern::Path(whole) => Some(whole.to_vec()),
+        Pattern::End(end) => Some([HOME, *end].concat()),
+        Pattern::Below(..) => None,
+    })
+}
+
+/// Whether the file is sensitive, by its names now or by the one that it had when the container
+/// started.
+pub fn sensitive(used: &FileUse, task: Option<&Task>) -> Option<Sensitive> {
     let file = &used.file;
-    let names = [&file.path, &file.path_in_filesystem];
+    let root_device = task.and_then(|task| task.root_device);
+    let before = name_before(used, task).unwrap_or_default();
+    let names = [file.path.as_slice(), &file.path_in_filesystem, before];
     let by_name = PATTERNS.iter().find(|(pattern, ..)| {
         names.iter().any(|path| match pattern {
-            Pattern::Path(whole) => path == whole,
+            Pattern::Path(whole) => *path == *whole,
             Pattern::End(end) => path.ends_with(end),
             Pattern::Below(directory, name) => path.starts_with(directory) && path.ends_with(name),
         })
@@ -103,6 +120,13 @@ pub fn sensitive(used: &FileUse, root_device: Option<u32>) -> Option<Sensitive> 
         what: "the state of the node's containers",
         severity: Severity::High,
     })
+}
+
+/// What the file was called when the container started, if that was noted.
+fn name_before<'a>(used: &FileUse, task: Option<&'a Task>) -> Option<&'a [u8]> {
+    let (task, facts) = (task?, &used.file.facts);
+    let name = task.named.get(&facts.inode)?;
+    (task.root_device == Some(facts.device)).then_some(name)
 }
 
 fn is_within(path: &[u8], directory: &[u8]) -> bool {
@@ -146,8 +170,14 @@ pub fn judge(
     if used.process.mount_namespace == host_mount_namespace {
         return None;
     }
-    let root_device = container.task.as_ref().and_then(|task| task.root_device);
-    let sensitive = sensitive(used, root_device)?;
+    let task = container.task.as_ref();
+    let root_device = task.and_then(|task| task.root_device);
+    let sensitive = sensitive(used, task)?;
+    let path = &used.file.path;
+    let before = match name_before(used, task) {
+        Some(name) if name != *path => format!("; it was {} at the start", escape(name)),
+        _ => String::new(),
+    };
     let done = match access {
         Access { write: true, .. } => "was opened for writing",
         Access { .. } => "was opened for reading",
@@ -159,8 +189,8 @@ pub fn judge(
         container: Arc::clone(container),
         evidence: None,
         message: format!(
-            "{} {done}, which holds {}",
-            monitor_api::bytes::escape(&used.file.path),
+            "{} {done}, which holds {}{before}",
+            escape(path),
             sensitive.what
         ),
         process: Some(process),
@@ -194,13 +224,39 @@ mod tests {
     const ROOT_DEVICE: u32 = 50;
     const OTHER_DEVICE: u32 = 60;
 
+    const SHADOW: u64 = 4711;
+
+    fn task() -> Task {
+        Task {
+            pid: 1,
+            mount_namespace: None,
+            root_device: Some(ROOT_DEVICE),
+            rootfs: None,
+            named: [(SHADOW, b"/etc/shadow".to_vec())].into(),
+        }
+    }
+
+    #[test]
+    fn a_file_stays_sensitive_under_another_name() {
+        let check = |inode: u64, device: u32, expect: bool| {
+            let mut used = sample::exec("/tmp/x", |_| {}).used;
+            used.file.facts.inode = inode;
+            used.file.facts.device = device;
+            let found = sensitive(&used, Some(&task()));
+            assert_eq!(found.is_some(), expect, "{inode} {device}");
+        };
+        check(SHADOW, ROOT_DEVICE, true);
+        check(SHADOW, OTHER_DEVICE, false);
+        check(SHADOW + 1, ROOT_DEVICE, false);
+    }
+
     #[test]
     fn sensitive_files_are_told_by_their_paths() {
         let check = |seen: &str, inside: &str, device: u32, expect: Option<Severity>| {
             let mut used = sample::exec(seen, |_| {}).used;
             used.file.path_in_filesystem = inside.as_bytes().to_vec();
             used.file.facts.device = device;
-            let found = sensitive(&used, Some(ROOT_DEVICE)).map(|sensitive| sensitive.severity);
+            let found = sensitive(&used, Some(&task())).map(|sensitive| sensitive.severity);
             assert_eq!(found, expect, "{seen} {inside}");
         };
         let (medium, high) = (Some(Severity::Medium), Some(Severity::High));

@@ -29,7 +29,7 @@ pub struct Participant {
 
 /// Judges one participant of an exec.
 pub fn judge(facts: &UseFacts<'_>, participant: &Participant) -> Judgement {
-    let Expected::Verified(contents) = facts.expected else {
+    let Expected::Known(contents) = facts.expected else {
         return Judgement::Unverifiable;
     };
     let role = participant.role;
@@ -65,7 +65,7 @@ pub fn judge(facts: &UseFacts<'_>, participant: &Participant) -> Judgement {
 /// interpreter's own says more.
 pub fn judge_unheld_script(facts: &UseFacts<'_>) -> Judgement {
     let script = facts.program.and_then(|program| program.script.as_deref());
-    let (Some(script), Expected::Verified(contents)) = (script, facts.expected) else {
+    let (Some(script), Expected::Known(contents)) = (script, facts.expected) else {
         return Judgement::Unverifiable;
     };
     if script.starts_with(b"/") && contents.resolve(script).is_some() {

@@ -9,6 +9,7 @@ use nix::sys::utsname::uname;
 
 pub use self::report::{Line, Report, State};
 use crate::{
+    changes::{BLIND_SPOTS, Changes},
     config::Config,
     containerd,
     containers::hierarchy::Hierarchy,
@@ -31,6 +32,7 @@ pub fn examine(config: &Config) -> anyhow::Result<Report> {
         Err(error) => lines.push(sensor(&error)),
     }
     lines.push(fanotify());
+    lines.push(image_files());
     lines.push(cgroups());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -80,6 +82,29 @@ fn fanotify() -> Line {
     match Holder::new() {
         Ok(_) => Line::good("fanotify", "executed files are held until they are judged"),
         Err(error) => Line::failed("fanotify", error.to_string()),
+    }
+}
+
+fn image_files() -> Line {
+    match Changes::may_start() {
+        Ok(()) => Line {
+            name: "image-files".to_owned(),
+            state: State::Limited,
+            finding: "files of images that containers write, replace or remove are compared"
+                .to_owned(),
+            reasons: Vec::new(),
+            not_seen: BLIND_SPOTS.map(str::to_owned).to_vec(),
+        },
+        // The rest can be watched without it.
+        Err(error) => Line {
+            name: "image-files".to_owned(),
+            state: State::Limited,
+            finding: "none".to_owned(),
+            reasons: vec![error.to_string()],
+            not_seen: vec![
+                "files of images that containers change, until they are used as code".to_owned(),
+            ],
+        },
     }
 }
 

@@ -114,7 +114,8 @@ pub(super) fn encode(layer: &Layer) -> Vec<u8> {
                 ..
             } => {
                 body.extend_from_slice(&size.to_le_bytes());
-                body.extend_from_slice(&sha256.0);
+                // Layers whose hashes come late are never kept.
+                body.extend_from_slice(&sha256.unwrap_or(Sha256([0; 32])).0);
             }
             Entry::Node {
                 kind:
@@ -246,7 +247,7 @@ impl<'a> Input<'a> {
         let kind = match kind {
             FILE => EntryKind::File {
                 size: u64::from_le_bytes(self.array()?),
-                sha256: Sha256(self.array()?),
+                sha256: Some(Sha256(self.array()?)),
             },
             SYMLINK => EntryKind::Symlink {
                 target: self.text()?,

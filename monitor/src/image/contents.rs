@@ -1,10 +1,11 @@
 //! What an image holds: its layers seen as one tree.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use super::{
     capability::FileCapability,
     layer::{Entry, EntryKind, Layer, Metadata, PATH_BYTES_MAX, compare, is_within},
+    lower,
 };
 use crate::{
     containers::ImageId,
@@ -18,10 +19,39 @@ const LINKS_MAX: usize = 40;
 /// image has more only of bytes like the empty file's.
 const CANDIDATES_MAX: usize = 1000;
 
+/// Files read at a time to find one with the same bytes as another.
+const SAME_SIZE_MAX: usize = 64;
+
+/// Bytes of those.
+const SAME_SIZE_BYTES_MAX: u64 = 256 << 20;
+
 /// The visible paths of an image. Layers are not merged, so that images share them.
 pub struct Contents {
-    image: ImageId,
+    // `None` if only its chain ID is known; then it is not known which diff IDs the layers have.
+    image: Option<ImageId>,
     layers: Vec<Arc<Layer>>,
+    // Where each layer was unpacked; empty if all were read from blobs.
+    directories: Vec<PathBuf>,
+}
+
+/// How strong the evidence of contents is (design, promise 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// Read from layer blobs whose digests were checked up to the manifest.
+    Verified,
+    /// Read from the lower directories of a snapshot, each file as it was found when it was first
+    /// used.
+    Unpacked,
+}
+
+impl Evidence {
+    /// Its name in alerts and in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Unpacked => "unpacked",
+        }
+    }
 }
 
 /// A visible path of an image.
@@ -37,19 +67,92 @@ pub struct Found<'a> {
     pub gid: u32,
     /// What executing it gives; only of files.
     pub capability: Option<FileCapability>,
-    /// Diff ID of the layer that holds it: the topmost for a directory.
+    /// Diff ID of the layer that holds it: the topmost for a directory. See
+    /// [`Contents::layer_of`].
     pub layer: Digest,
 }
 
 impl Contents {
     /// The contents of `image`, whose layers are given from bottom to top.
     pub fn new(image: ImageId, layers: Vec<Arc<Layer>>) -> Self {
-        Self { image, layers }
+        Self {
+            image: Some(image),
+            layers,
+            directories: Vec::new(),
+        }
     }
 
-    /// The image.
-    pub fn image(&self) -> &ImageId {
-        &self.image
+    /// The contents of `image`, if that is known, as its layers, given from bottom to top, were unpacked into
+    /// `directories`.
+    pub(super) fn unpacked(
+        image: Option<ImageId>,
+        layers: Vec<Arc<Layer>>,
+        directories: Vec<PathBuf>,
+    ) -> Self {
+        Self {
+            image,
+            layers,
+            directories,
+        }
+    }
+
+    /// How strong the evidence is.
+    pub fn evidence(&self) -> Evidence {
+        if self.directories.is_empty() {
+            Evidence::Verified
+        } else {
+            Evidence::Unpacked
+        }
+    }
+
+    /// Reads the bytes of the file at an absolute path, no symlink followed, if they were not read
+    /// yet; a file that cannot be read stays without a hash. Blocks.
+    pub fn read(&self, path: &[u8]) {
+        let Some(path) = normal(path) else { return };
+        // What shows at a path is the topmost entry of that path, if anything.
+        let layers = self.layers.iter().zip(&self.directories).rev();
+        let mut holding = layers.filter(|(layer, _)| layer.get(&path).is_some());
+        if let Some((layer, directory)) = holding.next()
+            && let Some((size, slot)) = layer.unread(&path)
+            && let Some(sha256) = lower::hash(directory, &path, size)
+        {
+            // Another may have been first, with what it found.
+            let _ = slot.set(sha256);
+        }
+    }
+
+    /// Reads the bytes of the files of this length, of which one may have the same bytes as another
+    /// file; at most 64 of them and 256 MiB at a time. Blocks.
+    pub fn read_of_size(&self, size: u64) {
+        let affordable = SAME_SIZE_BYTES_MAX / size.max(1);
+        let files_max =
+            usize::try_from(affordable).map_or(SAME_SIZE_MAX, |files| files.min(SAME_SIZE_MAX));
+        let unread =
+            self.layers
+                .iter()
+                .zip(&self.directories)
+                .rev()
+                .flat_map(|(layer, directory)| {
+                    let paths = layer.unread_of_size(size);
+                    paths.map(move |path| (layer, directory, path))
+                });
+        for (layer, directory, path) in unread.take(files_max) {
+            if let Some((size, slot)) = layer.unread(path)
+                && let Some(sha256) = lower::hash(directory, path, size)
+            {
+                let _ = slot.set(sha256);
+            }
+        }
+    }
+
+    /// The image, if it is known.
+    pub fn image(&self) -> Option<&ImageId> {
+        self.image.as_ref()
+    }
+
+    /// Diff ID of the layer that holds what was found, if it is known.
+    pub fn layer_of(&self, found: &Found<'_>) -> Option<Digest> {
+        self.image.as_ref().map(|_| found.layer)
     }
 
     /// Its layers from bottom to top.
@@ -81,7 +184,7 @@ impl Contents {
         let mut candidates = candidates.take(CANDIDATES_MAX);
         let path = candidates.find(|path| {
             lookup_in(&self.layers, path).is_some_and(|found| {
-                matches!(found.kind, EntryKind::File { sha256: seen, .. } if seen == *sha256)
+                matches!(found.kind, EntryKind::File { sha256: seen, .. } if seen == Some(*sha256))
             })
         })?;
         Some([b"/", path].concat())
@@ -93,6 +196,25 @@ impl Contents {
             contents: self,
             next: vec![0; self.layers.len()],
             above: Vec::new(),
+            within: Vec::new(),
+            lowest: 0,
+        }
+    }
+
+    /// The visible paths in a directory at any depth, likewise; none if `directory` is none. The
+    /// root is the empty path.
+    pub fn below(&self, directory: &[u8]) -> Entries<'_> {
+        let within = normal(directory).unwrap_or_default();
+        Entries {
+            contents: self,
+            next: self
+                .layers
+                .iter()
+                .map(|layer| layer.behind(&within))
+                .collect(),
+            above: Vec::new(),
+            lowest: lowest_within(&self.layers, &within),
+            within,
         }
     }
 }
@@ -116,6 +238,20 @@ pub struct Entries<'a> {
     // The paths that the last one lies in, outermost first, each with the lowest layer that shows
     // in it.
     above: Vec<(&'a [u8], usize)>,
+    // Only what lies in this directory; everything for the root, which is empty.
+    within: Vec<u8>,
+    // The lowest layer that shows in it.
+    lowest: usize,
+}
+
+impl Entries<'_> {
+    /// Leaves out what is in `directory`, which was just given.
+    pub fn skip_within(&mut self, directory: &[u8]) {
+        let directory = directory.strip_prefix(b"/").unwrap_or(directory);
+        for (next, layer) in self.next.iter_mut().zip(&self.contents.layers) {
+            *next = (*next).max(layer.behind_all(directory));
+        }
+    }
 }
 
 impl<'a> Iterator for Entries<'a> {
@@ -129,6 +265,9 @@ impl<'a> Iterator for Entries<'a> {
                 .zip(&self.next)
                 .filter_map(|(layer, next)| layer.at(*next));
             let (path, _) = heads.min_by(|(a, _), (b, _)| compare(a, b))?;
+            if !self.within.is_empty() && !is_within(path, &self.within) {
+                return None;
+            }
             while self
                 .above
                 .last()
@@ -136,7 +275,7 @@ impl<'a> Iterator for Entries<'a> {
             {
                 self.above.pop();
             }
-            let lowest = self.above.last().map_or(0, |(_, lowest)| *lowest);
+            let lowest = self.above.last().map_or(self.lowest, |(_, lowest)| *lowest);
 
             // From the top: the first entry is what shows, the others only say what shows in it.
             let mut shown = None;
@@ -201,6 +340,25 @@ fn lookup_in<'a>(layers: &'a [Arc<Layer>], path: &[u8]) -> Option<Found<'a>> {
         }
     }
     None
+}
+
+/// The lowest layer that shows in a directory.
+fn lowest_within(layers: &[Arc<Layer>], directory: &[u8]) -> usize {
+    for (index, layer) in layers.iter().enumerate().rev() {
+        let mut lowest = None;
+        for path in ancestors(directory).chain([directory]) {
+            match layer.get(path) {
+                None => break,
+                Some(Entry::Directory { opaque: false, .. }) => {}
+                Some(Entry::Directory { opaque: true, .. }) => lowest = Some(index),
+                Some(_) => lowest = Some(index + 1),
+            }
+        }
+        if let Some(lowest) = lowest {
+            return lowest;
+        }
+    }
+    0
 }
 
 /// What an entry of `layer` is, given the layers `below` it.

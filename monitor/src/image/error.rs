@@ -4,6 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use super::{
     blobs::{BlobError, DocumentError},
+    lower::LowerError,
     manifest::ManifestError,
     unpack::LayerError,
 };
@@ -87,12 +88,34 @@ pub enum Cause {
         /// The reason.
         error: LayerError,
     },
+    /// The lower directories of a snapshot are not known, or not the image's.
+    #[error("nor can the snapshot's lower directories be read: {0}")]
+    Snapshot(String),
+    /// A lower directory cannot be read.
+    #[error("nor can the unpacked layers be read: {0}")]
+    Lower(LowerError),
+    /// Neither the blobs nor the unpacked layers can be read.
+    #[error("{blobs}; {unpacked}")]
+    Both {
+        /// Why not the blobs.
+        blobs: Arc<Cause>,
+        /// Why not the unpacked layers.
+        unpacked: Arc<Cause>,
+    },
     /// The program is shutting down.
     #[error("reading was interrupted")]
     Interrupted,
 }
 
 impl Cause {
+    /// The blob that containerd does not have, if that is the reason.
+    pub fn missing_blob(&self) -> Option<Digest> {
+        match self.blob_error() {
+            Some(BlobError::NotFound(digest)) => Some(*digest),
+            _ => None,
+        }
+    }
+
     /// The blob error behind it, if that is what it is: worth another try.
     fn blob_error(&self) -> Option<&BlobError> {
         match self {
@@ -116,12 +139,20 @@ impl ContentsError {
         !matches!(*self.cause, Cause::Interrupted) && self.cause.blob_error().is_none()
     }
 
+    /// Of blobs that could not be read, and of unpacked layers that could not be read either.
+    pub fn and(self, unpacked: Self) -> Self {
+        Self {
+            manifest: self.manifest,
+            cause: Arc::new(Cause::Both {
+                blobs: self.cause,
+                unpacked: unpacked.cause,
+            }),
+        }
+    }
+
     /// The blob that containerd does not have, if that is the reason.
     pub fn missing_blob(&self) -> Option<Digest> {
-        match self.cause.blob_error() {
-            Some(BlobError::NotFound(digest)) => Some(*digest),
-            _ => None,
-        }
+        self.cause.missing_blob()
     }
 }
 

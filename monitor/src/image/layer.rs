@@ -1,6 +1,6 @@
 //! One layer in memory: its entries sorted by path, in compact storage.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::OnceLock};
 
 use super::capability::FileCapability;
 use crate::digest::{Digest, Sha256};
@@ -21,8 +21,8 @@ pub enum EntryKind<'a> {
     File {
         /// Length in bytes.
         size: u64,
-        /// SHA-256 of its bytes.
-        sha256: Sha256,
+        /// SHA-256 of its bytes; `None` in a layer that was unpacked, until they are first read.
+        sha256: Option<Sha256>,
     },
     /// A directory.
     Directory,
@@ -108,7 +108,7 @@ struct Text {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    File { size: u64, sha256: Sha256 },
+    File { size: u64, sha256: Option<Sha256> },
     Directory { opaque: bool, implied: bool },
     Symlink(Text),
     CharDevice { major: u32, minor: u32 },
@@ -134,7 +134,10 @@ pub struct Layer {
     diff_id: Digest,
     text: Box<[u8]>,
     records: Box<[Record]>,
-    by_sha256: Box<[u32]>,
+    // Indexes of the files: by hash, or by size where hashes come late.
+    files: Box<[u32]>,
+    // By index, where files are hashed when they are first used.
+    late: Option<Box<[OnceLock<Sha256>]>>,
     // Apart, by index in order, since few files have any.
     capabilities: Box<[(u32, FileCapability)]>,
 }
@@ -160,16 +163,20 @@ impl Layer {
         size_of::<Self>()
             + self.text.len()
             + size_of_val(&*self.records)
-            + size_of_val(&*self.by_sha256)
+            + size_of_val(&*self.files)
+            + self.late.as_ref().map_or(0, |late| size_of_val(&**late))
             + size_of_val(&*self.capabilities)
     }
 
     /// What it says about a path, relative to the root.
     pub fn get(&self, path: &[u8]) -> Option<Entry<'_>> {
-        let found = self
-            .records
-            .binary_search_by(|record| compare(self.text(record.path), path));
-        self.at(found.ok()?).map(|(_, entry)| entry)
+        self.at(self.index(path)?).map(|(_, entry)| entry)
+    }
+
+    fn index(&self, path: &[u8]) -> Option<usize> {
+        self.records
+            .binary_search_by(|record| compare(self.text(record.path), path))
+            .ok()
     }
 
     /// The entry at an index, in the order of [`compare`].
@@ -178,29 +185,86 @@ impl Layer {
         Some((self.text(record.path), self.entry(index, record)))
     }
 
+    /// Index of the first entry behind `path` in the order of [`compare`]: the first in it, if it
+    /// is a directory that has any.
+    pub(super) fn behind(&self, path: &[u8]) -> usize {
+        self.records
+            .partition_point(|record| compare(self.text(record.path), path) != Ordering::Greater)
+    }
+
+    /// Index of the first entry behind `path` and all that is in it.
+    pub(super) fn behind_all(&self, path: &[u8]) -> usize {
+        self.records.partition_point(|record| {
+            let own = self.text(record.path);
+            compare(own, path) != Ordering::Greater || is_within(own, path)
+        })
+    }
+
     /// All entries, in the order of [`compare`].
     pub fn entries(&self) -> impl Iterator<Item = (&[u8], Entry<'_>)> {
         (0..self.records.len()).filter_map(|index| self.at(index))
     }
 
-    /// Paths of the files with these bytes, in the order of [`compare`].
+    /// Paths of the files with these bytes, as far as they are known, in the order of [`compare`].
     pub fn files_with(&self, sha256: &Sha256) -> impl Iterator<Item = &[u8]> {
-        let hash = |index: &u32| self.file_hash(*index);
-        let start = self
-            .by_sha256
-            .partition_point(|index| hash(index) < Some(*sha256));
-        self.by_sha256
+        let hash = |index: &u32| self.file_at(*index).and_then(|(_, sha256)| sha256);
+        let is_late = self.late.is_some();
+        let start = if is_late {
+            0
+        } else {
+            self.files
+                .partition_point(|index| hash(index) < Some(*sha256))
+        };
+        self.files
             .iter()
             .skip(start)
-            .take_while(move |index| hash(index) == Some(*sha256))
+            .take_while(move |index| is_late || hash(index) == Some(*sha256))
+            .filter(move |index| hash(index) == Some(*sha256))
             .filter_map(|index| self.at(usize::try_from(*index).ok()?))
             .map(|(path, _)| path)
     }
 
-    fn file_hash(&self, index: u32) -> Option<Sha256> {
-        match self.records.get(usize::try_from(index).ok()?)?.kind {
-            Kind::File { sha256, .. } => Some(sha256),
+    /// Paths of the files of this length that were not read yet.
+    pub(super) fn unread_of_size(&self, size: u64) -> impl Iterator<Item = &[u8]> {
+        let size_at = |index: &u32| self.file_at(*index).map(|(size, _)| size);
+        let late = self.late.as_ref().map(|_| &self.files);
+        let start = late.map_or(0, |files| {
+            files.partition_point(|index| size_at(index) < Some(size))
+        });
+        late.into_iter()
+            .flat_map(move |files| files.iter().skip(start))
+            .take_while(move |index| size_at(index) == Some(size))
+            .filter(|index| {
+                self.file_at(**index)
+                    .is_some_and(|(_, sha256)| sha256.is_none())
+            })
+            .filter_map(|index| self.at(usize::try_from(*index).ok()?))
+            .map(|(path, _)| path)
+    }
+
+    /// Where the hash of a file belongs that was not read yet, and the length the file has.
+    pub(super) fn unread(&self, path: &[u8]) -> Option<(u64, &OnceLock<Sha256>)> {
+        let index = self.index(path)?;
+        let slot = self.late.as_ref()?.get(index)?;
+        match self.records.get(index)?.kind {
+            Kind::File { size, .. } if slot.get().is_none() => Some((size, slot)),
             _ => None,
+        }
+    }
+
+    /// Length and hash of the file at an index.
+    fn file_at(&self, index: u32) -> Option<(u64, Option<Sha256>)> {
+        let index = usize::try_from(index).ok()?;
+        match self.records.get(index)?.kind {
+            Kind::File { size, sha256 } => Some((size, self.hash(index, sha256))),
+            _ => None,
+        }
+    }
+
+    fn hash(&self, index: usize, recorded: Option<Sha256>) -> Option<Sha256> {
+        match &self.late {
+            Some(late) => late.get(index)?.get().copied(),
+            None => recorded,
         }
     }
 
@@ -224,7 +288,10 @@ impl Layer {
             capability: self.capability(index),
         };
         let kind = match record.kind {
-            Kind::File { size, sha256 } => EntryKind::File { size, sha256 },
+            Kind::File { size, sha256 } => EntryKind::File {
+                size,
+                sha256: self.hash(index, sha256),
+            },
             Kind::Directory { opaque, implied } => {
                 return Entry::Directory {
                     opaque,
@@ -390,19 +457,46 @@ impl LayerBuilder {
     }
 
     pub(super) fn finish(self, diff_id: Digest) -> Layer {
-        let mut hashes: Vec<(Sha256, u32)> = (0..)
+        let mut files: Vec<(Option<Sha256>, u32)> = self
+            .files()
+            .map(|(_, sha256, index)| (sha256, index))
+            .collect();
+        files.sort_unstable();
+        let files = files.into_iter().map(|(_, index)| index).collect();
+        self.layer(diff_id, files, None)
+    }
+
+    /// A layer whose files are hashed when they are first used.
+    pub(super) fn finish_late(self, diff_id: Digest) -> Layer {
+        let mut files: Vec<(u64, u32)> =
+            self.files().map(|(size, _, index)| (size, index)).collect();
+        files.sort_unstable();
+        let files = files.into_iter().map(|(_, index)| index).collect();
+        let late = self.records.iter().map(|_| OnceLock::new()).collect();
+        self.layer(diff_id, files, Some(late))
+    }
+
+    fn files(&self) -> impl Iterator<Item = (u64, Option<Sha256>, u32)> {
+        (0..)
             .zip(&self.records)
             .filter_map(|(index, record)| match record.kind {
-                Kind::File { sha256, .. } => Some((sha256, index)),
+                Kind::File { size, sha256 } => Some((size, sha256, index)),
                 _ => None,
             })
-            .collect();
-        hashes.sort_unstable();
+    }
+
+    fn layer(
+        self,
+        diff_id: Digest,
+        files: Box<[u32]>,
+        late: Option<Box<[OnceLock<Sha256>]>>,
+    ) -> Layer {
         Layer {
             diff_id,
             text: self.text.into(),
             records: self.records.into(),
-            by_sha256: hashes.into_iter().map(|(_, index)| index).collect(),
+            files,
+            late,
             capabilities: self.capabilities.into(),
         }
     }

@@ -1,4 +1,5 @@
-//! What an image holds, path by path, read from layer blobs whose digests were checked.
+//! What an image holds, path by path, read from layer blobs whose digests were checked, or where
+//! those are gone from the directories that they were unpacked into ([`lower`]).
 //!
 //! [`manifest`] reads the documents that name the layers, [`tar`], [`sparse`] and [`unpack`] turn
 //! the stream of a blob into a [`layer::Layer`], [`codec`] and [`disk`] keep it, [`contents`] answers for a
@@ -12,6 +13,7 @@ pub mod contents;
 mod disk;
 pub mod error;
 pub mod layer;
+pub mod lower;
 pub mod manifest;
 mod saving;
 mod sparse;
@@ -19,6 +21,7 @@ pub mod store;
 mod tar;
 mod tree;
 pub mod unpack;
+pub mod unpacked;
 mod zstd;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use super::{
     manifest::{self, Document, Manifest},
     saving::Unsaved,
     unpack::{LayerError, read_layer},
+    unpacked::{Layers, Snapshot},
 };
 use crate::{containers::ImageId, digest::Digest};
 
@@ -38,6 +39,10 @@ const LOADS_MAX: usize = 1;
 
 /// Failures remembered; of more, the least recently asked for are tried again early.
 const FAILURES_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// Snapshots whose unpacked contents are remembered; of more, the least recently used are read again,
+/// and with them the bytes of their files.
+const UNPACKED_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// How long an image whose bytes are wrong is not read again.
 const PERMANENT_FAILURE: Duration = Duration::from_secs(600);
@@ -61,6 +66,8 @@ pub struct Stats {
     pub loaded: u64,
     /// Layers read from blobs.
     pub built: u64,
+    /// Layers read from the directories they were unpacked into.
+    pub unpacked: u64,
     /// Files on disk that were corrupt or of another version; their layers are read from blobs.
     pub rebuilt: u64,
     /// Layers that could not be written to disk at first; this is tried again while they are used.
@@ -78,7 +85,7 @@ pub struct Stats {
 /// See the module.
 #[derive(Clone)]
 pub struct ImageStore {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 /// Blobs belong to a namespace, so that the same image can be whole in one and not in another.
@@ -87,7 +94,7 @@ type Key = (String, ImageId);
 pub(super) struct Inner {
     blobs: Arc<dyn Blobs>,
     pub(super) files: LayerFiles,
-    loads: Arc<Semaphore>,
+    pub(super) loads: Arc<Semaphore>,
     builds: Arc<Semaphore>,
     state: Mutex<State>,
 }
@@ -97,6 +104,9 @@ pub(super) struct State {
     image_bytes: usize,
     // All layers that anything holds, so that images share them.
     pub(super) layers: HashMap<Digest, Weak<Layer>>,
+    // By the directory that holds it and its diff ID, likewise.
+    pub(super) lower_layers: HashMap<(PathBuf, Digest), Weak<Layer>>,
+    pub(super) unpacked: LruCache<(Layers, Snapshot), Arc<Contents>>,
     pub(super) unsaved: Unsaved,
     failures: LruCache<Key, Failure>,
     reading: HashMap<Key, Weak<tokio::sync::Mutex<()>>>,
@@ -126,6 +136,8 @@ impl ImageStore {
                     images: LruCache::new(IMAGES_MAX),
                     image_bytes: 0,
                     layers: HashMap::new(),
+                    lower_layers: HashMap::new(),
+                    unpacked: LruCache::new(UNPACKED_MAX),
                     unsaved: Unsaved::default(),
                     failures: LruCache::new(FAILURES_MAX),
                     reading: HashMap::new(),
@@ -142,7 +154,7 @@ impl ImageStore {
         namespace: &str,
         image: &ImageId,
     ) -> Result<Arc<Contents>, ContentsError> {
-        let key = (namespace.to_owned(), image.clone());
+        let key = (namespace.to_owned(), without_index(image));
         if let Some(known) = self.inner.known(&key) {
             return known;
         }
@@ -156,17 +168,52 @@ impl ImageStore {
         self.inner.remember(key, outcome)
     }
 
+    /// An image's manifest, read now.
+    pub async fn read_manifest(&self, namespace: &str, image: &ImageId) -> Result<Manifest, Cause> {
+        self.inner.manifest(namespace, image).await
+    }
+
+    /// An image's config, read now.
+    pub async fn read_config(
+        &self,
+        namespace: &str,
+        image: &ImageId,
+    ) -> Result<manifest::Config, Cause> {
+        self.inner.config(namespace, image).await
+    }
+
+    /// Reads a layer blob now, whatever is known of it, and checks both its digests.
+    pub async fn read_layer_again(
+        &self,
+        namespace: &str,
+        blob: &Digest,
+        diff_id: &Digest,
+    ) -> Result<(), Cause> {
+        let (blob, diff_id, namespace) = (*blob, *diff_id, namespace.to_owned());
+        let runtime = Handle::current();
+        let read = self.inner.blocking(&self.inner.builds, move |store| {
+            let reader = BlobReader::new(runtime, store.blobs.open(&namespace, &blob));
+            read_layer(reader, &blob, &diff_id).map(drop)
+        });
+        read.await?.map_err(|error| Cause::Layer {
+            blob,
+            diff_id,
+            error,
+        })
+    }
+
     /// What [`Self::contents`] would answer without reading anything.
     pub fn peek(
         &self,
         namespace: &str,
         image: &ImageId,
     ) -> Option<Result<Arc<Contents>, ContentsError>> {
+        let image = without_index(image);
         let state = self.inner.state();
-        if let Some(contents) = state.images.peek(image) {
+        if let Some(contents) = state.images.peek(&image) {
             return Some(Ok(Arc::clone(contents)));
         }
-        let key = (namespace.to_owned(), image.clone());
+        let key = (namespace.to_owned(), image);
         state
             .failures
             .peek(&key)
@@ -186,6 +233,14 @@ impl ImageStore {
             unsaved: state.unsaved.len(),
             ..state.stats
         }
+    }
+}
+
+/// The image itself: the index depends on the reference that led to it.
+pub(super) fn without_index(image: &ImageId) -> ImageId {
+    ImageId {
+        index: None,
+        ..image.clone()
     }
 }
 
@@ -246,22 +301,10 @@ impl Inner {
         image: &ImageId,
     ) -> Result<Arc<Contents>, Cause> {
         let manifest = self.manifest(namespace, image).await?;
-        let config = self.document(namespace, "config", &image.config).await?;
-        let config = manifest::parse_config(&config).map_err(|error| Cause::Malformed {
-            what: "config",
-            digest: image.config,
-            error,
-        })?;
+        let config = self.config(namespace, image).await?;
         if manifest.layers.len() != config.diff_ids.len() {
             let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
             return Err(Cause::LayerCount { layers, diff_ids });
-        }
-        let seen = manifest::chain_id(&config.diff_ids);
-        if seen != Some(image.chain_id) {
-            return Err(Cause::ChainId {
-                expected: image.chain_id,
-                seen,
-            });
         }
         let mut layers = Vec::with_capacity(config.diff_ids.len());
         for (descriptor, diff_id) in manifest.layers.iter().zip(&config.diff_ids) {
@@ -291,7 +334,7 @@ impl Inner {
         }
     }
 
-    async fn document(
+    pub(super) async fn document(
         &self,
         namespace: &str,
         what: &'static str,
@@ -333,7 +376,7 @@ impl Inner {
         })
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         turns: &Arc<Semaphore>,
         work: impl FnOnce(&Arc<Self>) -> T + Send + 'static,

@@ -331,7 +331,7 @@ fn kind_of(kind: &Kind) -> EntryKind<'_> {
     match kind {
         Kind::File { size, sha256 } => EntryKind::File {
             size: *size,
-            sha256: *sha256,
+            sha256: Some(*sha256),
         },
         Kind::Symlink(target) | Kind::Hardlink(target) => EntryKind::Symlink { target },
         Kind::CharDevice { major, minor } => EntryKind::CharDevice {

@@ -44,6 +44,15 @@ pub struct Lost {
 }
 
 impl Lost {
+    pub(super) fn key(&self) -> LossKey {
+        LossKey {
+            cgroup_id: self.cgroup_id,
+            mount_namespace: self.mount_namespace,
+            hook: self.hook as u16,
+            cause: self.cause as u16,
+        }
+    }
+
     pub(super) fn new(key: LossKey, count: u64) -> Option<Self> {
         let causes = [LossCause::RingFull, LossCause::Unreadable];
         Some(Self {
@@ -97,9 +106,14 @@ pub struct HeldCounters {
 pub struct Account {
     /// Each kind of hook, by [`Hook`].
     pub hooks: [HookAccount; HOOKS as usize],
-    /// Records read from the ring: `submitted = received + still in the ring`.
+    /// Records read from the ring, by this daemon and those before it that used the same:
+    /// `submitted = received + still in the ring`.
     pub received: u64,
-    /// Programs and libraries told at the start of processes that ran already.
+    /// Of these, those that daemons before this one judged and let go of. What they had read and not
+    /// let go of is in the ring again.
+    pub earlier: u64,
+    /// Programs and libraries told at the start of processes that ran already, and what hooks of
+    /// another version left.
     pub running: u64,
     /// Of the records, those that were not readable as such.
     pub undecodable: u64,

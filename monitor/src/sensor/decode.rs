@@ -20,7 +20,7 @@ use zerocopy::FromBytes;
 use super::{
     event::{
         Access, Cgroup, Code, Event, Exec, Exit, File, FileUse, Fork, Open, Process, ProcessId,
-        Source,
+        Receipt, Source,
     },
     hooks::{HookSet, SETS},
 };
@@ -228,6 +228,7 @@ fn file_use(
             unlinked: flags & PATH_UNLINKED != 0,
         },
         already_running: false,
+        receipt: Receipt::default(),
     })
 }
 

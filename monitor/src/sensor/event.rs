@@ -5,6 +5,7 @@ use std::{net::IpAddr, os::fd::OwnedFd};
 pub use monitor_common::{connect::Peer, file::FileFacts, open::Sign};
 
 use super::hooks::HookSet;
+pub use super::unsettled::Receipt;
 
 /// Something happened.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct FileUse {
     pub file: File,
     /// It happened before the hooks were attached; told by a look at `/proc`.
     pub already_running: bool,
+    /// As long as it is kept, a daemon that is started again after this one was killed is told again.
+    pub receipt: Receipt,
 }
 
 /// A program was executed. The file is the program; of a script, the interpreter.
@@ -254,6 +257,17 @@ impl Event {
             Self::Code(code) => Some(&code.used),
             Self::Open(open) => Some(&open.used),
             Self::Connect(connect) => Some(&connect.used),
+            Self::Source(_) | Self::Fork(_) | Self::Exit(_) => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) fn used_mut(&mut self) -> Option<&mut FileUse> {
+        match self {
+            Self::Exec(exec) => Some(&mut exec.used),
+            Self::Code(code) => Some(&mut code.used),
+            Self::Open(open) => Some(&mut open.used),
+            Self::Connect(connect) => Some(&mut connect.used),
             Self::Source(_) | Self::Fork(_) | Self::Exit(_) => None,
         }
     }

@@ -11,41 +11,44 @@ pub mod event;
 pub mod hold;
 pub mod hooks;
 pub mod link;
+mod maps;
 pub mod offsets;
+pub mod pins;
 mod programs;
 mod reader;
+mod ring;
 pub mod root;
 mod running;
+mod unsettled;
 
 use std::{
+    collections::HashMap,
     io,
     path::Path,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     thread,
 };
 
-use aya::maps::{HashMap as KernelHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf};
-use monitor_common::{
-    CgroupFacts, Hook,
-    connect::{Peer, PeerState},
-    file::FileVersion,
-    loss::LOSSES_MAX,
-    open::{OPEN_READ, OPEN_WRITE, OpenKey},
-};
+use aya::maps::Map;
+use monitor_common::{Hook, offsets::KernelOffsets};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
+pub use self::maps::Told;
 use self::{
-    account::{Account, KernelCounters, KernelLossKey, Lost},
-    event::{Access, Event, FileFacts, FileUse},
+    account::{Account, HookAccount, Lost},
+    event::{Event, Receipt},
     hold::{Holder, HolderError},
     hooks::{Choice, HookSet},
-    programs::Programs,
-    reader::Reader,
+    maps::Maps,
+    pins::{Folder, Pins, PinsError},
+    programs::{Attached, Programs},
+    reader::{Reader, Rings},
 };
+use crate::clock;
 
 /// Descriptors the agent asks for: those that hold files make up most.
 const DESCRIPTORS: u64 = 65_536;
@@ -73,25 +76,47 @@ pub enum SensorError {
     /// See [`hold::HolderError`].
     #[error(transparent)]
     Holder(#[from] HolderError),
+    /// See [`PinsError`].
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// The ring buffer could not be opened.
+    #[error("cannot open the ring buffer: {0}")]
+    Ring(io::Error),
     /// The reader thread did not start.
     #[error("cannot start the thread that reads the ring buffer: {0}")]
     Reader(io::Error),
 }
 
-/// The loaded programs and the thread that reads them. Dropping it detaches the hooks.
+/// The loaded programs and the thread that reads them. Dropping it detaches the hooks, unless they
+/// are pinned.
 pub struct Sensor {
-    programs: Programs,
+    attached: Attached,
     choices: Vec<Choice>,
-    cgroups: KernelHashMap<MapData, u64, KernelCgroup>,
-    remembered: KernelHashMap<MapData, KernelFileVersion, u32>,
-    opens: KernelHashMap<MapData, KernelOpenKey, u32>,
-    peers: KernelHashMap<MapData, KernelPeer, KernelPeerState>,
-    counters: PerCpuArray<MapData, KernelCounters>,
-    losses: PerCpuHashMap<MapData, KernelLossKey, u64>,
+    maps: Maps,
     holder: Arc<Holder>,
     reader: Reader,
     running: Arc<AtomicU64>,
+    /// Records that earlier daemons read and let go of.
+    earlier: u64,
+    told: Told,
+    /// What ran already is being told as long as there is one.
+    scanning: Weak<()>,
+    is_reopened: bool,
+    are_running_told: bool,
     host_mount_namespace: u32,
+    pins: Option<Pins>,
+}
+
+/// A sensor that takes nothing more. As long as it is kept, its successor is told again of what was
+/// not judged before it stopped.
+pub struct Stopped {
+    /// Final, unless the hooks are pinned.
+    pub account: Account,
+    /// Read after it.
+    pub lost: Vec<Lost>,
+    _read: Option<reader::Read>,
+    /// After the ring, since the next daemon may open that then.
+    _pins: Option<Pins>,
 }
 
 impl Sensor {
@@ -107,45 +132,65 @@ impl Sensor {
         Ok(())
     }
 
-    /// Loads the programs, starts the reader, then attaches the best hooks that the kernel accepts;
-    /// events go to `events`.
-    pub fn start(events: mpsc::Sender<Event>) -> Result<Self, SensorError> {
-        Self::start_with(&hooks::SETS, events)
+    /// Attaches the best hooks that the kernel accepts, or reopens what an earlier daemon has pinned;
+    /// events go to `events`. With `pins`, the hooks outlive the sensor.
+    pub fn start(events: mpsc::Sender<Event>, pins: Option<Pins>) -> Result<Self, SensorError> {
+        Self::start_with(&hooks::SETS, events, pins)
     }
 
-    /// The same with these sets only, as far as a kind of event has more than one.
+    /// The same with these sets only, as far as a kind of event has more than one and nothing is
+    /// reopened.
     pub fn start_with(
         allowed: &[HookSet],
         events: mpsc::Sender<Event>,
+        pins: Option<Pins>,
     ) -> Result<Self, SensorError> {
         Self::may_start()?;
         raise_descriptor_limit();
         let offsets = offsets::read()?;
-        let mut programs = Programs::load(&offsets)?;
-        let records = RingBuf::try_from(programs.take_map("RECORDS")?).map_err(refused_map)?;
-        let cgroups =
-            KernelHashMap::try_from(programs.take_map("CGROUPS")?).map_err(refused_map)?;
-        let remembered =
-            KernelHashMap::try_from(programs.take_map("REMEMBERED")?).map_err(refused_map)?;
-        let opens = KernelHashMap::try_from(programs.take_map("OPENS")?).map_err(refused_map)?;
-        let peers = KernelHashMap::try_from(programs.take_map("PEERS")?).map_err(refused_map)?;
-        let counters =
-            PerCpuArray::try_from(programs.take_map("COUNTERS")?).map_err(refused_map)?;
-        let losses = PerCpuHashMap::try_from(programs.take_map("LOSSES")?).map_err(refused_map)?;
+        let host_mount_namespace = offsets.host_mount_namespace;
+        let hooks = Hooks::open(allowed, &offsets, pins.as_ref())?;
+        let attached_boot_ns = clock::boot_ns();
+        let superseded = match (&pins, &hooks.folder) {
+            (Some(pins), Some(folder)) => pins.supersede(folder)?,
+            _ => Vec::new(),
+        };
+        let (own, mut maps) = Maps::open(hooks.maps)?;
+        if hooks.is_reopened {
+            let unread_bytes = own.unread_bytes();
+            tracing::info!(unread_bytes, "going on with the hooks that were pinned");
+            maps.forget();
+        }
+        let earlier = own.let_go_mark().records;
+        let told = maps.told();
+        let are_running_told = [Hook::Exec, Hook::Code].into_iter().all(|hook| {
+            let (told, mut account) = (told.hook(hook), HookAccount::default());
+            maps.count(hook, &mut account);
+            let lost = (account.counters.ring_full, account.counters.unreadable);
+            told.until_boot_ns > 0 && lost == (told.ring_full, told.unreadable)
+        });
         let holder = Arc::new(Holder::new()?);
         let (running, running_events) = (Arc::new(AtomicU64::new(0)), events.clone());
+        let rings = Rings {
+            own,
+            superseded,
+            attached_boot_ns,
+            is_pinned: pins.is_some(),
+        };
         let reader =
-            Reader::start(records, Arc::clone(&holder), events).map_err(SensorError::Reader)?;
-        let choices = programs.attach(allowed);
-        check(&choices)?;
-        let host_mount_namespace = offsets.host_mount_namespace;
+            Reader::start(rings, Arc::clone(&holder), events).map_err(SensorError::Reader)?;
+        let receipt = Receipt::new();
+        let scanning = receipt.observe();
         // After the hooks, so that no process falls between; some are told twice.
         thread::Builder::new()
             .name("running".to_owned())
             .spawn({
                 let told = Arc::clone(&running);
                 move || {
-                    running::scan(host_mount_namespace, |event| {
+                    running::scan(host_mount_namespace, |mut event| {
+                        if let Some(used) = event.used_mut() {
+                            used.receipt = receipt.clone();
+                        }
                         told.fetch_add(1, Ordering::Relaxed);
                         // An error means that the daemon is stopping.
                         let _ = running_events.blocking_send(event);
@@ -154,18 +199,19 @@ impl Sensor {
             })
             .map_err(SensorError::Reader)?;
         Ok(Self {
-            programs,
-            choices,
-            cgroups,
-            remembered,
-            opens,
-            peers,
-            counters,
-            losses,
+            attached: hooks.attached,
+            choices: hooks.choices,
+            maps,
             holder,
             reader,
             running,
+            earlier,
+            told,
+            scanning,
+            is_reopened: hooks.is_reopened,
+            are_running_told,
             host_mount_namespace,
+            pins,
         })
     }
 
@@ -173,6 +219,32 @@ impl Sensor {
     pub fn try_hooks() -> Result<Vec<Choice>, SensorError> {
         Self::may_start()?;
         Ok(Programs::load(&offsets::read()?)?.attach(&hooks::SETS))
+    }
+
+    /// Whether the hooks outlive it.
+    pub fn is_pinned(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// Whether an earlier daemon attached the hooks.
+    pub fn is_reopened(&self) -> bool {
+        self.is_reopened
+    }
+
+    /// Whether what ran already when this daemon started was judged by one before it: that one has
+    /// attached the hooks, and they have lost nothing since it told of losses.
+    pub fn are_running_told(&self) -> bool {
+        self.are_running_told
+    }
+
+    /// Whether what ran already has been judged.
+    pub fn is_scanned(&self) -> bool {
+        self.scanning.strong_count() == 0
+    }
+
+    /// What earlier daemons have told of losses.
+    pub fn told(&self) -> &Told {
+        &self.told
     }
 
     /// Inode number of the host's mount namespace.
@@ -191,75 +263,15 @@ impl Sensor {
         &self.choices
     }
 
-    /// Tells the kernel side what a cgroup is.
-    pub fn set_cgroup(&mut self, id: u64, facts: CgroupFacts) -> io::Result<()> {
-        self.cgroups
-            .insert(id, KernelCgroup(facts), 0)
-            .map_err(io::Error::other)
-    }
-
-    /// Has the kernel side send nothing more of a file of a lower layer as long as it is the
-    /// version that was judged good; false if it is no such file.
-    pub fn remember(&mut self, facts: &FileFacts) -> io::Result<bool> {
-        let Some(version) = facts.lower_version() else {
-            return Ok(false);
-        };
-        self.remembered
-            .insert(KernelFileVersion(version), 1, 0)
-            .map_err(io::Error::other)?;
-        Ok(true)
-    }
-
-    /// Has the kernel side send nothing more of such an open.
-    pub fn remember_open(&mut self, used: &FileUse, access: Access) -> io::Result<()> {
-        let flag = |is: bool, flag| if is { flag } else { 0 };
-        let facts = &used.file.facts;
-        let key = KernelOpenKey(OpenKey {
-            cgroup_id: used.cgroup.id,
-            inode: facts.real_inode,
-            device: facts.real_device,
-            generation: facts.generation,
-            seen_device: facts.device,
-            access: flag(access.read, OPEN_READ) | flag(access.write, OPEN_WRITE),
-        });
-        self.opens.insert(key, 1, 0).map_err(io::Error::other)
-    }
-
-    /// Has the kernel side send nothing more of a peer that was judged good.
-    pub fn remember_peer(&mut self, peer: &Peer) -> io::Result<()> {
-        self.peers
-            .insert(KernelPeer(*peer), KernelPeerState(PeerState::GOOD), 0)
-            .map_err(io::Error::other)
-    }
-
-    /// Has the kernel side tell of every peer again.
-    pub fn forget_peers(&mut self) -> io::Result<()> {
-        let known: Result<Vec<KernelPeer>, MapError> = self.peers.keys().collect();
-        for peer in known.map_err(io::Error::other)? {
-            match self.peers.remove(&peer) {
-                // The map evicts by itself.
-                Err(MapError::KeyNotFound) | Ok(()) => {}
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the kernel side ask again.
-    pub fn forget_cgroup(&mut self, id: u64) -> io::Result<()> {
-        match self.cgroups.remove(&id) {
-            // The map evicts by itself.
-            Err(MapError::KeyNotFound) | Ok(()) => Ok(()),
-            Err(error) => Err(io::Error::other(error)),
-        }
-    }
-
     /// What became of every run of every hook so far.
     pub fn account(&mut self) -> Account {
+        let reader = &self.reader.counters;
         let mut account = Account {
-            received: self.reader.counters.received.load(Ordering::Relaxed),
-            running: self.running.load(Ordering::Relaxed),
-            undecodable: self.reader.counters.undecodable.load(Ordering::Relaxed),
+            received: self.earlier + reader.received.load(Ordering::Relaxed),
+            earlier: self.earlier,
+            running: self.running.load(Ordering::Relaxed)
+                + reader.superseded.load(Ordering::Relaxed),
+            undecodable: reader.undecodable.load(Ordering::Relaxed),
             held: self.holder.counters(),
             ..Account::default()
         };
@@ -267,45 +279,103 @@ impl Sensor {
             let Some(total) = account.hooks.get_mut(of_hook) else {
                 continue;
             };
-            match self.counters.get(&(hook as u32), 0) {
-                Ok(per_cpu) => per_cpu.iter().for_each(|counters| total.add(&counters.0)),
-                Err(error) => tracing::warn!(%error, "cannot read the hook counters"),
-            }
-            total.recursion_misses = self.programs.recursion_misses(hook);
+            self.maps.count(hook, total);
+            total.recursion_misses = self.attached.recursion_misses(hook);
         }
         account
     }
 
-    /// Whose records the kernel side lost so far, as far as it remembers. Asked after
-    /// [`Self::account`], it says at least as much as that.
-    pub fn losses(&self) -> Vec<Lost> {
-        let keys = self.losses.keys().filter_map(Result::ok);
-        keys.take(LOSSES_MAX as usize)
-            .filter_map(|key| {
-                // An error means that it was forgotten meanwhile.
-                let per_cpu = self.losses.get(&key, 0).ok()?;
-                Lost::new(key.0, per_cpu.iter().sum())
-            })
-            .collect()
-    }
-
-    /// Detaches the hooks and ends the reader once it has read what they submitted; the account
-    /// and the losses are final then.
-    pub fn stop(mut self) -> (Account, Vec<Lost>) {
+    /// Takes nothing more: without pins what the hooks have seen so far is read and they are
+    /// detached, else it is left to the next daemon.
+    pub fn stop(mut self) -> Stopped {
         let misses = self.account().hooks.map(|hook| hook.recursion_misses);
-        self.programs.detach();
-        self.reader.stop();
+        self.attached.detach();
+        let read = self.reader.stop();
         let mut account = self.account();
         for (hook, misses) in account.hooks.iter_mut().zip(misses) {
             hook.recursion_misses = misses;
         }
-        (account, self.losses())
+        Stopped {
+            account,
+            lost: self.losses(),
+            _read: read,
+            _pins: self.pins,
+        }
     }
 
     /// How many instructions the verifier looked at for each loaded program, of a million that the
     /// kernel allows (0 where the kernel does not tell).
     pub fn verified_instructions(&self) -> Vec<(String, u32)> {
-        self.programs.verified_instructions()
+        self.attached.verified_instructions()
+    }
+}
+
+/// The hooks in force and the maps that they share with the agent.
+struct Hooks {
+    attached: Attached,
+    choices: Vec<Choice>,
+    maps: HashMap<&'static str, Map>,
+    /// Where they are pinned.
+    folder: Option<Folder>,
+    /// An earlier daemon has attached them.
+    is_reopened: bool,
+}
+
+impl Hooks {
+    /// Reopens what is pinned of the same programs, else loads, attaches and pins them.
+    fn open(
+        allowed: &[HookSet],
+        offsets: &KernelOffsets,
+        pins: Option<&Pins>,
+    ) -> Result<Self, SensorError> {
+        let folder = pins.map(|pins| pins.folder(&programs::hash(offsets)));
+        if let Some(folder) = folder.as_ref().filter(|folder| folder.exists()) {
+            match Self::reopen(folder) {
+                Ok(hooks) => return Ok(hooks),
+                Err(error) => {
+                    tracing::error!(%error, "cannot go on with the hooks that are pinned: what they saw and no monitord has judged is lost");
+                    folder.remove()?;
+                }
+            }
+        }
+        Self::load(allowed, offsets, folder)
+    }
+
+    fn reopen(folder: &Folder) -> Result<Self, SensorError> {
+        let (attached, choices) = Attached::reopen(folder)?;
+        check(&choices)?;
+        let maps = maps::NAMES.map(|name| Ok((name, folder.map(name)?)));
+        Ok(Self {
+            attached,
+            choices,
+            maps: maps.into_iter().collect::<Result<_, PinsError>>()?,
+            folder: Some(folder.clone()),
+            is_reopened: true,
+        })
+    }
+
+    fn load(
+        allowed: &[HookSet],
+        offsets: &KernelOffsets,
+        folder: Option<Folder>,
+    ) -> Result<Self, SensorError> {
+        let mut programs = Programs::load(offsets)?;
+        let choices = programs.attach(allowed);
+        check(&choices)?;
+        if let Some(folder) = &folder {
+            let new = folder.begin()?;
+            programs.pin_maps(&new)?;
+            programs.pin(&new)?;
+            folder.finish(&new)?;
+        }
+        let maps = maps::NAMES.map(|name| Ok((name, programs.take_map(name)?)));
+        Ok(Self {
+            maps: maps.into_iter().collect::<Result<_, SensorError>>()?,
+            attached: programs.attached(),
+            choices,
+            folder,
+            is_reopened: false,
+        })
     }
 }
 
@@ -326,51 +396,6 @@ fn check(choices: &[Choice]) -> Result<(), SensorError> {
         }
     }
     Ok(())
-}
-
-/// [`CgroupFacts`] as a map value.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct KernelCgroup(CgroupFacts);
-
-// SAFETY: plain integers without padding, as `CgroupFacts` proves by deriving `FromBytes`.
-unsafe impl aya::Pod for KernelCgroup {}
-
-/// [`FileVersion`] as a map key.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct KernelFileVersion(FileVersion);
-
-// SAFETY: plain integers without padding, as `FileVersion` proves by deriving `FromBytes`.
-unsafe impl aya::Pod for KernelFileVersion {}
-
-/// [`OpenKey`] as a map key.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct KernelOpenKey(OpenKey);
-
-// SAFETY: plain integers without padding, as `OpenKey` proves by deriving `FromBytes`.
-unsafe impl aya::Pod for KernelOpenKey {}
-
-/// [`Peer`] as a map key.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct KernelPeer(Peer);
-
-// SAFETY: plain integers without padding, as `Peer` proves by deriving `FromBytes`.
-unsafe impl aya::Pod for KernelPeer {}
-
-/// [`PeerState`] as a map value.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct KernelPeerState(PeerState);
-
-// SAFETY: plain integers without padding, as `PeerState` proves by deriving `FromBytes`.
-unsafe impl aya::Pod for KernelPeerState {}
-
-#[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
-fn refused_map(error: MapError) -> SensorError {
-    SensorError::Load(programs::chain(&error))
 }
 
 /// Held files are descriptors, so the default of 1,024 would not do; a refusal costs held files

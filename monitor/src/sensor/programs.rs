@@ -1,34 +1,56 @@
 //! The eBPF object: loaded once, and of its programs those attached that the running kernel
 //! accepts, found by trying.
 
-use std::fs::File;
+use std::{collections::HashMap, fmt::Write as _, fs::File, io};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, Map},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FEntry, Lsm, Program as Loaded},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FEntry, Lsm, Program as Loaded, ProgramFd,
+        ProgramInfo, links::FdLink,
+    },
 };
 use monitor_common::{Hook, offsets::KernelOffsets};
+use sha2::Digest as _;
 use zerocopy::IntoBytes;
 
 use super::{
     SensorError, account, cgroup_root,
     hooks::{self, Choice, HookSet, Place, Program, Refusal, Way},
+    pins::{Folder, HASH_DIGITS, PinsError},
 };
 
 /// The eBPF object that `cargo xtask build` made; empty if it was not there at build time.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MONITOR_EBPF_OBJECT"));
+
+/// Why a better set is not in force that another daemon has tried.
+const REFUSED_BEFORE: &str = "it was refused when the hooks were attached, before monitord was started again; `monitord doctor` says why, and after `monitord unpin` it is tried again";
 
 /// Whether the object was there at build time.
 pub(super) fn are_built_in() -> bool {
     !OBJECT.is_empty()
 }
 
-/// The object and what of it is attached; dropping it detaches.
+/// What tells the programs from those of another build or kernel, in hexadecimal digits.
+pub(super) fn hash(offsets: &KernelOffsets) -> String {
+    let mut hasher = sha2::Sha256::new();
+    hasher.update(OBJECT);
+    hasher.update(offsets.as_bytes());
+    let mut digits = String::new();
+    for byte in hasher.finalize().iter().take(HASH_DIGITS / 2) {
+        // Writing to a string does not fail.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
+}
+
+/// The object and what of it is attached; dropping it detaches what is not pinned.
 pub(super) struct Programs {
     object: Ebpf,
     btf: Btf,
     attached: Vec<(Hook, Program)>,
+    links: HashMap<&'static str, FdLink>,
 }
 
 impl Programs {
@@ -45,6 +67,7 @@ impl Programs {
             object,
             btf,
             attached: Vec::new(),
+            links: HashMap::new(),
         })
     }
 
@@ -121,16 +144,19 @@ impl Programs {
         let attached = match program.place {
             Place::Lsm(hook) => <&mut Lsm>::try_from(loaded).and_then(|loaded| {
                 loaded.load(hook, btf)?;
-                loaded.attach().map(drop)
+                let link = loaded.attach()?;
+                loaded.take_link(link).map(FdLink::from)
             }),
             Place::Function(function) => <&mut FEntry>::try_from(loaded).and_then(|loaded| {
                 loaded.load(function, btf)?;
-                loaded.attach().map(drop)
+                let link = loaded.attach()?;
+                loaded.take_link(link).map(FdLink::from)
             }),
             Place::Tracepoint(tracepoint) => {
                 <&mut BtfTracePoint>::try_from(loaded).and_then(|loaded| {
                     loaded.load(tracepoint, btf)?;
-                    loaded.attach().map(drop)
+                    let link = loaded.attach()?;
+                    loaded.take_link(link).map(FdLink::from)
                 })
             }
             Place::RootCgroup => {
@@ -140,23 +166,21 @@ impl Programs {
                 <&mut CgroupSockAddr>::try_from(loaded).and_then(|loaded| {
                     loaded.load()?;
                     // The kernel lets links of several programs be attached; it refuses to be asked.
-                    loaded.attach(root, CgroupAttachMode::Single).map(drop)
+                    let link = loaded.attach(root, CgroupAttachMode::Single)?;
+                    let link = loaded.take_link(link)?;
+                    FdLink::try_from(link).map_err(|error| io::Error::other(error).into())
                 })
             }
         };
-        attached.map_err(|error| chain(&error))
-    }
-
-    /// Detaches and unloads all of them.
-    pub(super) fn detach(&mut self) {
-        for (_, program) in self.attached.clone() {
-            self.unload(&program);
-        }
+        let link = attached.map_err(|error| chain(&error))?;
+        self.links.insert(program.name, link);
+        Ok(())
     }
 
     fn unload(&mut self, program: &Program) {
         self.attached
             .retain(|(_, attached)| attached.name != program.name);
+        self.links.remove(program.name);
         // What was not loaded cannot be unloaded.
         let _ = match self.object.program_mut(program.name) {
             Some(Loaded::Lsm(loaded)) => loaded.unload(),
@@ -180,25 +204,130 @@ impl Programs {
             .map_err(|error| chain(&error))
     }
 
+    /// Pins the maps; before they are taken.
+    pub(super) fn pin_maps(&self, folder: &Folder) -> Result<(), PinsError> {
+        // Constants are of the programs alone, and no name on a bpffs has a dot.
+        let maps = self.object.maps().filter(|(name, _)| !name.contains('.'));
+        for (name, map) in maps {
+            folder.pin("map", name, |path| map.pin(path))?;
+        }
+        Ok(())
+    }
+
+    /// Pins what is attached.
+    pub(super) fn pin(&mut self, folder: &Folder) -> Result<(), PinsError> {
+        for (name, link) in std::mem::take(&mut self.links) {
+            if let Some(program) = self.object.program_mut(name) {
+                folder.pin("program", name, |path| program.pin(path))?;
+            }
+            self.links.insert(name, folder.pin_link(name, link)?);
+        }
+        Ok(())
+    }
+
+    /// What is attached, to be asked about.
+    pub(super) fn attached(self) -> Attached {
+        let info = |name| self.object.program(name)?.info().ok();
+        Attached {
+            kinds: self.attached.clone(),
+            programs: self
+                .links
+                .keys()
+                .filter_map(|name| Some((*name, Running::new(info(name)?)?)))
+                .collect(),
+            links: self.links.into_values().collect(),
+        }
+    }
+}
+
+/// A program in the kernel.
+struct Running {
+    info: ProgramInfo,
+    descriptor: ProgramFd,
+}
+
+impl Running {
+    /// `None` if the kernel does not give it.
+    fn new(info: ProgramInfo) -> Option<Self> {
+        let descriptor = info.fd().ok()?;
+        Some(Self { info, descriptor })
+    }
+}
+
+/// What is attached, by this daemon or by one before it; dropping it detaches what is not pinned.
+pub(super) struct Attached {
+    kinds: Vec<(Hook, Program)>,
+    programs: HashMap<&'static str, Running>,
+    links: Vec<FdLink>,
+}
+
+impl Attached {
+    /// What an earlier daemon has attached and pinned, and the choices that it made.
+    pub(super) fn reopen(folder: &Folder) -> Result<(Self, Vec<Choice>), SensorError> {
+        let map = folder.map("AT_SYSCALLS")?;
+        let failed = |error| SensorError::Load(chain(&error));
+        let at_syscalls: Array<_, u32> = Array::try_from(map).map_err(failed)?;
+        let at_syscalls = at_syscalls.get(&0, 0).map_err(failed)?;
+        let mut attached = Self {
+            kinds: Vec::new(),
+            programs: HashMap::new(),
+            links: Vec::new(),
+        };
+        let mut choices = Vec::new();
+        for kind in hooks::KINDS {
+            let is_attached = |program: &Program| {
+                let is_seen = at_syscalls & (1 << kind as u32) != 0;
+                folder.has_link(program.name) && (program.name != hooks::AT_SYSCALLS || is_seen)
+            };
+            let ways = hooks::ways(kind);
+            let chosen = ways.iter().find(|way| way.programs.iter().all(is_attached));
+            for program in chosen.into_iter().flat_map(|way| way.programs) {
+                attached.kinds.push((kind, *program));
+                if let Some(running) = Running::new(folder.program(program.name)?) {
+                    attached.programs.insert(program.name, running);
+                }
+            }
+            let set = chosen.map(|way| way.set);
+            choices.push(Choice {
+                kind,
+                set,
+                refused: ways
+                    .iter()
+                    .take_while(|way| Some(way.set) != set)
+                    .map(|way| Refusal {
+                        set: way.set,
+                        reason: REFUSED_BEFORE.to_owned(),
+                    })
+                    .collect(),
+            });
+        }
+        Ok((attached, choices))
+    }
+
+    /// Detaches what is not pinned.
+    pub(super) fn detach(&mut self) {
+        self.links.clear();
+        self.programs.clear();
+    }
+
     /// Runs that the kernel skipped because the program was already running on that CPU.
     pub(super) fn recursion_misses(&self, kind: Hook) -> u64 {
-        self.attached
+        self.kinds
             .iter()
             .filter(|(of, _)| *of == kind)
-            .filter_map(|(_, program)| self.object.program(program.name)?.fd().ok())
-            .map(account::recursion_misses)
+            .filter_map(|(_, program)| self.programs.get(program.name))
+            .map(|running| account::recursion_misses(&running.descriptor))
             .sum()
     }
 
     /// How many instructions the verifier looked at for each loaded program, of a million that the
     /// kernel allows (0 where the kernel does not tell).
     pub(super) fn verified_instructions(&self) -> Vec<(String, u32)> {
-        self.object
-            .programs()
-            .filter_map(|(name, program)| {
-                let info = program.info().ok()?;
-                let instructions = info.verified_instruction_count().unwrap_or(0);
-                Some((name.to_owned(), instructions))
+        let programs = self.programs.iter();
+        programs
+            .map(|(name, running)| {
+                let instructions = running.info.verified_instruction_count().unwrap_or(0);
+                ((*name).to_owned(), instructions)
             })
             .collect()
     }

@@ -2,6 +2,7 @@
 //! way.
 
 use std::{
+    collections::BTreeMap,
     ffi::{CString, OsStr},
     os::{
         fd::{FromRawFd, OwnedFd},
@@ -16,7 +17,7 @@ use nix::{
 };
 
 /// A file by its path below a directory, as a path only and never through a symbolic link.
-pub(super) fn named(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
+pub fn named(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS);
@@ -27,17 +28,45 @@ pub(super) fn named(root: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
 /// `rootfs`, as a path only. `None` if it is not there, or another filesystem is by now: of a
 /// container that has ended `rootfs` is a directory of the host.
 pub fn file(rootfs: &Path, device: u32, path: &[u8]) -> Option<OwnedFd> {
+    named(&detached(rootfs, device)?, path)
+}
+
+/// The root of the filesystem `device` (kernel device number) that is mounted at `rootfs`, without
+/// what is mounted on it; it stays when the container goes. `None` if another filesystem is there by
+/// now.
+pub fn detached(rootfs: &Path, device: u32) -> Option<OwnedFd> {
     let root = clone_mount(rootfs)?;
-    is_device(&root, device)
-        .ok()?
-        .then(|| named(&root, path))
-        .flatten()
+    is_device(&root, device).ok()?.then_some(root)
+}
+
+/// The inode numbers of those of `names` that are files of the filesystem `device` mounted at
+/// `rootfs`, each with its name.
+pub fn inodes(
+    rootfs: &Path,
+    device: u32,
+    names: impl Iterator<Item = Vec<u8>>,
+) -> BTreeMap<u64, Vec<u8>> {
+    let root = clone_mount(rootfs).filter(|root| is_device(root, device) == Ok(true));
+    let Some(root) = root else {
+        return BTreeMap::new();
+    };
+    names
+        .filter_map(|name| Some((fstat(named(&root, &name)?).ok()?.st_ino, name)))
+        .collect()
 }
 
 /// Whether a file lies on the filesystem with this kernel device number.
-pub(super) fn is_device(file: &OwnedFd, device: u32) -> nix::Result<bool> {
+pub fn is_device(file: &OwnedFd, device: u32) -> nix::Result<bool> {
     let seen = fstat(file)?.st_dev;
     Ok((major(seen), minor(seen)) == (u64::from(device >> 20), u64::from(device & 0xf_ffff)))
+}
+
+/// The kernel device number (`major << 20 | minor`) of the filesystem that a file lies on.
+pub fn device(file: &OwnedFd) -> Option<u32> {
+    let seen = fstat(file).ok()?.st_dev;
+    let (major, minor) = (major(seen), minor(seen));
+    let device = (major << 20 | minor).try_into().ok()?;
+    (minor < 1 << 20).then_some(device)
 }
 
 /// The root of a detached copy of a mount: a descriptor below the mount itself would keep the

@@ -28,7 +28,7 @@ use nix::sys::stat::{major, minor};
 
 use super::{
     decode::split_arguments,
-    event::{Cgroup, Code, Event, Exec, File as UsedFile, FileFacts, FileUse, Process},
+    event::{Cgroup, Code, Event, Exec, File as UsedFile, FileFacts, FileUse, Process, Receipt},
     hooks::HookSet,
     link,
 };
@@ -185,6 +185,7 @@ impl Running {
                 unlinked,
             },
             already_running: true,
+            receipt: Receipt::default(),
         };
         Some((used, held.map(Into::into)))
     }

@@ -51,7 +51,7 @@ impl Observer {
     /// The sensor does not start.
     pub fn start(helper: &Path, sets: &[HookSet]) -> Result<Self> {
         let (sender, mut events) = mpsc::channel(EVENTS_MAX);
-        let sensor = Sensor::start_with(sets, sender).context("starting the sensor")?;
+        let sensor = Sensor::start_with(sets, sender, None).context("starting the sensor")?;
         let collected = Arc::new(Collected::default());
         thread::Builder::new().name("collector".to_owned()).spawn({
             let collected = Arc::clone(&collected);

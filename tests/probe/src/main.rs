@@ -5,6 +5,7 @@ mod memory;
 mod network;
 mod opens;
 mod paths;
+mod rings;
 
 use std::{
     env,
@@ -26,6 +27,7 @@ use nix::{
     sys::memfd::{MFdFlags, memfd_create},
     unistd::execveat,
 };
+use rings::How;
 
 const USAGE: &str = "usage: probe COMMAND
   sleep-ms N               sleep, then exit 0
@@ -64,9 +66,12 @@ const USAGE: &str = "usage: probe COMMAND
   creat PATH               cut PATH to nothing by creat
   int80-open PATH          open PATH by a 32-bit system call
   handle-open PATH         open PATH by its handle
+  open-ring HOW PATH       open PATH through io_uring
+  receive PATH             receive an open file from the socket of AF_UNIX at PATH
   connect ADDRESS PORT     connect by TCP
-  connect-ring ADDRESS PORT
-                           the same through io_uring
+  connect-ring HOW ADDRESS PORT
+                           the same through io_uring; HOW is `plain`, or words of `openat2`,
+                           `async`, `slot`, `skip` and `poll` with commas between them
   connect-fast ADDRESS PORT
                            send with the first packet of a TCP connection
   send ADDRESS PORT        send by UDP without connecting
@@ -76,8 +81,13 @@ const USAGE: &str = "usage: probe COMMAND
   send-many ADDRESS PORT   send two messages by UDP in one call
   send-bare ADDRESS PORT   send by UDP to an address that names no family
   send-raw ADDRESS         send by a raw socket
+  send-raw-ring HOW ADDRESS
+                           the same through io_uring
   packet-socket            make a packet socket
+  packet-socket-ring HOW   the same through io_uring
   connect-unix PATH        connect to a socket of AF_UNIX
+  connect-unix-ring HOW PATH
+                           the same through io_uring
   connect-abstract NAME    listen at a name of AF_UNIX that is no path, and connect to it
   time COMMAND [ARG]...    do so and print how many nanoseconds it took
   true [ARG]...            end at once";
@@ -153,8 +163,10 @@ fn run(arguments: &[OsString]) -> Result<()> {
         (b"creat", [path]) => opens::creat(path),
         (b"int80-open", [path]) => opens::int80(path),
         (b"handle-open", [path]) => opens::by_handle(path),
+        (b"receive", [path]) => opens::receive(path),
+        (b"open-ring", [how, path]) => rings::open(How::parse(how)?, path),
         (b"connect", [address, port]) => network::connect_tcp(address, port),
-        (b"connect-ring", [address, port]) => network::connect_by_ring(address, port),
+        (b"connect-ring", [how, address, port]) => network::connect_by_ring(how, address, port),
         (b"connect-fast", [address, port]) => network::send_fast_open(address, port),
         (b"send", [address, port]) => network::send_udp(address, port),
         (b"send-often", [count, address, port]) => {
@@ -164,8 +176,11 @@ fn run(arguments: &[OsString]) -> Result<()> {
         (b"send-many", [address, port]) => network::send_many(address, port),
         (b"send-bare", [address, port]) => network::send_without_family(address, port),
         (b"send-raw", [address]) => network::send_raw(address),
+        (b"send-raw-ring", [how, address]) => network::send_raw_by_ring(how, address),
         (b"packet-socket", []) => network::make_packet_socket(),
+        (b"packet-socket-ring", [how]) => rings::packet_socket(How::parse(how)?),
         (b"connect-unix", [path]) => network::connect_unix(path),
+        (b"connect-unix-ring", [how, path]) => rings::connect_unix(How::parse(how)?, path),
         (b"connect-abstract", [name]) => network::connect_abstract(name),
         (b"time", rest) => {
             let start = Instant::now();

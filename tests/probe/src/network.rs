@@ -15,11 +15,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use io_uring::{IoUring, opcode, types};
 use nix::{
     libc,
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
 };
+
+use crate::rings::{self, How};
 
 /// What is sent: eight bytes, as an ICMP echo request has at least.
 const BYTES: [u8; 8] = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
@@ -33,17 +34,16 @@ pub(crate) fn connect_tcp(address: &OsStr, port: &OsStr) -> Result<()> {
 }
 
 /// Connects by TCP through io_uring.
-pub(crate) fn connect_by_ring(address: &OsStr, port: &OsStr) -> Result<()> {
-    let address = ipv4(address, port)?;
-    let socket = stream()?;
-    let mut ring = IoUring::new(2).context("cannot set up an io_uring")?;
-    let descriptor = types::Fd(socket.as_raw_fd());
-    let entry = opcode::Connect::new(descriptor, (&raw const address).cast(), LENGTH).build();
-    // SAFETY: address and socket outlive the wait for the completion.
-    unsafe { ring.submission().push(&entry) }.context("the io_uring is full")?;
-    ring.submit_and_wait(1)
-        .context("cannot submit to the io_uring")?;
-    Ok(())
+pub(crate) fn connect_by_ring(how: &OsStr, address: &OsStr, port: &OsStr) -> Result<()> {
+    rings::connect_tcp(How::parse(how)?, &ipv4(address, port)?)
+}
+
+/// Sends an echo request by a raw socket through io_uring.
+pub(crate) fn send_raw_by_ring(how: &OsStr, address: &OsStr) -> Result<()> {
+    let IpAddr::V4(address) = parse(address, OsStr::new("0"))?.ip() else {
+        bail!("{address:?} is no address of IPv4");
+    };
+    rings::send_raw(How::parse(how)?, address, &BYTES)
 }
 
 /// Sends data with the first packet of a TCP connection, without connecting.

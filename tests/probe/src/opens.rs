@@ -4,9 +4,12 @@ use std::{
     arch::asm,
     ffi::{CString, OsStr},
     fs::{File, OpenOptions},
-    io,
+    io::{self, IoSliceMut},
     num::NonZeroUsize,
-    os::unix::ffi::OsStrExt as _,
+    os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::{ffi::OsStrExt as _, net::UnixStream},
+    },
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -14,8 +17,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
-    libc,
-    sys::mman::{MapFlags, ProtFlags, mmap_anonymous},
+    cmsg_space, libc,
+    sys::{
+        mman::{MapFlags, ProtFlags, mmap_anonymous},
+        socket::{ControlMessageOwned, MsgFlags, recvmsg},
+    },
 };
 
 /// Files of [`at_rate`]: more than the kernel side remembers.
@@ -180,6 +186,24 @@ pub(crate) fn by_handle(path: &OsStr) -> Result<()> {
         )
     };
     told(descriptor, "open_by_handle_at")
+}
+
+/// Receives an open file over AF_UNIX.
+pub(crate) fn receive(path: &OsStr) -> Result<()> {
+    let stream =
+        UnixStream::connect(path).with_context(|| format!("cannot connect to {path:?}"))?;
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut space = cmsg_space!(RawFd);
+    let flags = MsgFlags::empty();
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)
+        .context("cannot receive")?;
+    let received = message.cmsgs()?.next();
+    ensure!(
+        matches!(received, Some(ControlMessageOwned::ScmRights(_))),
+        "no file was received"
+    );
+    Ok(())
 }
 
 fn told(result: i64, call: &str) -> Result<()> {

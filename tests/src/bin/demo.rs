@@ -25,7 +25,8 @@ struct Scene {
     container: &'static str,
     does: &'static str,
     line: &'static str,
-    kind: Option<&'static str>,
+    /// In the order in which they come.
+    kinds: &'static [&'static str],
 }
 
 // The two that must raise nothing come first: an alert of a later one proves that they have been
@@ -35,31 +36,31 @@ const SCENES: [Scene; 5] = [
         container: "clean",
         does: "runs what its image holds",
         line: "ls / > /dev/null; /srv/shop sleep-ms 10",
-        kind: None,
+        kinds: &[],
     },
     Scene {
         container: "chmod",
         does: "changes the mode of a file of its image, not its bytes, and runs it",
         line: "chmod 700 /srv/shop; /srv/shop sleep-ms 10",
-        kind: None,
+        kinds: &[],
     },
     Scene {
         container: "dropper",
         does: "writes a new file and runs it",
         line: "cp /srv/shop /tmp/miner; echo payload >> /tmp/miner; /tmp/miner sleep-ms 10",
-        kind: Some("exec_added"),
+        kinds: &["exec_added"],
     },
     Scene {
         container: "patched",
         does: "overwrites a file of its image and runs it",
         line: "echo backdoor >> /srv/shop; /srv/shop sleep-ms 10",
-        kind: Some("exec_modified"),
+        kinds: &["exec_modified", "image_file_modified"],
     },
     Scene {
         container: "fileless",
         does: "copies a program into memory and runs it from there",
         line: "probe memfd-exec /srv/shop sleep-ms 10",
-        kind: Some("exec_memory"),
+        kinds: &["exec_memory"],
     },
 ];
 
@@ -110,8 +111,10 @@ fn run(paint: &Paint) -> Result<bool> {
         );
         println!("   {}", paint.faint(&format!("$ {}", scene.line)));
         containerd.run_ok(&Run::new(REFERENCE, scene.container).shell(scene.line))?;
-        if scene.kind.is_some() {
-            wait_for_hash(&alerts, scene.container).with_context(|| daemon.log())?;
+        if !scene.kinds.is_empty() {
+            for kind in scene.kinds {
+                wait_for_hash(&alerts, scene.container, kind).with_context(|| daemon.log())?;
+            }
             for arrival in of(&alerts, scene.container) {
                 show(&arrival, paint)?;
             }
@@ -185,11 +188,12 @@ fn of(alerts: &Alerts, container: &str) -> Vec<Arrival> {
     arrivals
 }
 
-fn wait_for_hash(alerts: &Alerts, container: &str) -> Result<()> {
-    let what = format!("of the container {container}");
+fn wait_for_hash(alerts: &Alerts, container: &str, kind: &str) -> Result<()> {
+    let what = format!("{kind} of the container {container}");
     alerts
         .wait_for(&what, |alert| {
             text(alert, "/container/id") == Some(container)
+                && text(alert, "/kind") == Some(kind)
                 && text(alert, "/file/hash_state") != Some("pending")
         })
         .map(drop)
@@ -217,14 +221,14 @@ fn show(arrival: &Arrival, paint: &Paint) -> Result<()> {
         }
     }
     println!(
-        "     {:9} {:.1} ms from the exec to this client",
+        "     {:9} {:.1} ms from what was done to this client",
         "took",
         delay_ms(arrival)?
     );
     Ok(())
 }
 
-/// Milliseconds from the exec, as the alert gives it, to the alert's arrival here.
+/// Milliseconds from what was done, as the alert gives it, to the alert's arrival here.
 fn delay_ms(arrival: &Arrival) -> Result<f64> {
     let time: Timestamp = text(&arrival.alert, "/time")
         .context("an alert without a time")?
@@ -243,13 +247,13 @@ fn judge(scene: &Scene, arrivals: &[Arrival], image: &Image, paint: &Paint) -> b
         .iter()
         .filter_map(|arrival| text(&arrival.alert, "/kind"))
         .collect();
-    let wrong = if kinds.as_slice() != scene.kind.as_slice() {
-        Some(format!("must be {}", scene.kind.unwrap_or("no alert")))
+    let wrong = if kinds != scene.kinds {
+        Some(format!("must be {:?}", scene.kinds))
     } else if !arrivals.iter().all(|arrival| {
         text(&arrival.alert, "/image/manifest_digest") == Some(image.manifest_digest.as_str())
     }) {
         Some("does not name the image's manifest".to_owned())
-    } else if scene.kind == Some("exec_modified")
+    } else if scene.kinds.contains(&"exec_modified")
         && !arrivals
             .iter()
             .all(|arrival| names_both_hashes(&arrival.alert, image))

@@ -15,7 +15,10 @@ pub(super) const ROWS: &[Technique] = &[
         "cp /lib64/ld-linux-x86-64.so.2 /tmp/ld; echo salt >> /tmp/ld
          mv /tmp/ld /lib64/ld-linux-x86-64.so.2; /opt/dynamic",
     )
-    .raises(&["code_modified /lib64/ld-linux-x86-64.so.2"]),
+    .raises(&[
+        "code_modified /lib64/ld-linux-x86-64.so.2",
+        "image_file_modified /lib64/ld-linux-x86-64.so.2",
+    ]),
     shell(
         "LD_PRELOAD",
         "Has a program of the image load a library that the image does not have.",
@@ -53,7 +56,10 @@ pub(super) const ROWS: &[Technique] = &[
         "Changes a library of the image that programs load.",
         "/opt/dynamic /opt/library.so; echo salt >> /opt/library.so; /opt/dynamic /opt/library.so",
     )
-    .raises(&["code_modified /opt/library.so"]),
+    .raises(&[
+        "code_modified /opt/library.so",
+        "image_file_modified /opt/library.so",
+    ]),
     shell(
         "file mapped executable",
         "Maps a file executable without any loader.",

@@ -3,6 +3,11 @@
 
 use super::{Technique, shell, staged};
 
+const BY_RING: &[(&str, &str)] = &[(
+    "tracepoint",
+    "no system call of the process names the peer, and programs of the cgroup see TCP and UDP only",
+)];
+
 pub(super) const ROWS: &[Technique] = &[
     shell(
         "metadata by TCP",
@@ -31,9 +36,43 @@ pub(super) const ROWS: &[Technique] = &[
     shell(
         "connect through io_uring",
         "Connects by an entry of an io_uring, without the system call.",
-        "probe connect-ring 169.254.169.254 80",
+        "probe connect-ring plain 169.254.169.254 80",
     )
     .raises(&["connect_sensitive tcp 169.254.169.254:80"]),
+    shell(
+        "connect through io_uring, polled",
+        "Has a thread of the kernel take the entry, which is to write no completion.",
+        "probe connect-ring poll,skip 169.254.169.254 80",
+    )
+    .raises(&["connect_sensitive tcp 169.254.169.254:80"]),
+    shell(
+        "raw socket through io_uring",
+        "Sends by a socket whose protocol the process makes itself by an entry of an io_uring.",
+        "probe send-raw-ring plain 169.254.169.254",
+    )
+    .raises(&["connect_sensitive raw 169.254.169.254"])
+    .missed(BY_RING),
+    shell(
+        "packet socket through io_uring",
+        "Makes a socket that sends and receives frames of a link by an entry of an io_uring.",
+        "probe packet-socket-ring slot,skip",
+    )
+    .raises(&["connect_sensitive packet"])
+    .missed(BY_RING),
+    staged(
+        "the runtime's socket through io_uring",
+        "Connects to containerd's socket, which has another name, by an entry of an io_uring.",
+        |stage| {
+            let mount = format!(
+                "type=bind,src={},dst=/run/cache,options=rbind:rw",
+                stage.world().containerd.address().display()
+            );
+            let run = stage.shell("probe connect-unix-ring poll,skip /run/cache");
+            stage.run(&run.flags(["--mount", &mount]))
+        },
+    )
+    .raises(&["connect_sensitive unix */containerd.sock"])
+    .missed(BY_RING),
     shell(
         "UDP sendto",
         "Sends by UDP without connecting.",

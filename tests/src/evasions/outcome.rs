@@ -87,6 +87,7 @@ pub fn run(runtime: &str) -> Result<Vec<Outcome>> {
     })?;
     let all: Vec<&'static Technique> = techniques().collect();
     let hooks = hooks(&world)?;
+    world.have_read(image::TOOLS)?;
     let ran = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     let threads = thread::available_parallelism()?.get();
@@ -120,12 +121,7 @@ fn id(index: usize) -> String {
     format!("evasion-{index}")
 }
 
-fn carry_out(
-    world: &World,
-    technique: &Technique,
-    hooks: &BTreeSet<String>,
-    id: &str,
-) -> Result<()> {
+fn carry_out(world: &World, technique: &Technique, hooks: &Hooks, id: &str) -> Result<()> {
     let stage = Stage::new(world, id, technique.image, technique.flags)?;
     match technique.steps {
         Steps::Shell(line) if is_quiet(technique, hooks) => {
@@ -142,31 +138,44 @@ fn raised(world: &World, id: &str) -> Vec<Raised> {
     alerts.iter().map(Raised::read).collect()
 }
 
-/// The hooks that the daemon has in force.
-fn hooks(world: &World) -> Result<BTreeSet<String>> {
+/// The hooks that the daemon has in force, each with its kind of event.
+type Hooks = BTreeSet<(String, String)>;
+
+fn hooks(world: &World) -> Result<Hooks> {
     let status = world.daemon.status()?;
     let hooks = status.pointer("/hooks").and_then(Value::as_array);
-    let names = hooks.into_iter().flatten();
-    let names = names.filter_map(|hook| Some(text(hook, "/hook")?.to_owned()));
+    let names = hooks.into_iter().flatten().filter_map(|hook| {
+        let (event, hook) = (text(hook, "/event")?, text(hook, "/hook")?);
+        Some((event.to_owned(), hook.to_owned()))
+    });
     Ok(names.collect())
 }
 
-/// Those of the hooks in force that cannot see a technique.
-fn missed(technique: &Technique, hooks: &BTreeSet<String>) -> Vec<&'static str> {
+/// Those of the hooks in force for what a technique does that cannot see it.
+fn missed(technique: &Technique, hooks: &Hooks) -> Vec<&'static str> {
+    // Kinds of alerts begin with the kind of event that they come of.
+    let kind = technique
+        .raises
+        .first()
+        .and_then(|kind| kind.split('_').next());
+    let is_in_force = |wanted: &str| {
+        let mut hooks = hooks.iter();
+        hooks.any(|(event, hook)| Some(event.as_str()) == kind && hook == wanted)
+    };
     let missed = technique.missed.iter().map(|(hook, _)| *hook);
     missed
-        .filter(|hook| *hook == ALL || hooks.contains(*hook))
+        .filter(|hook| *hook == ALL || is_in_force(hook))
         .collect()
 }
 
 /// Whether a technique must raise nothing, because it is harmless or cannot be seen.
-fn is_quiet(technique: &Technique, hooks: &BTreeSet<String>) -> bool {
+fn is_quiet(technique: &Technique, hooks: &Hooks) -> bool {
     technique.raises.is_empty() || !missed(technique, hooks).is_empty()
 }
 
 fn outcome(
     technique: &'static Technique,
-    hooks: &BTreeSet<String>,
+    hooks: &Hooks,
     result: Result<()>,
     raised: &[Raised],
 ) -> Outcome {
@@ -287,15 +296,18 @@ mod tests {
         let technique = techniques()
             .next()
             .map(|technique| technique.missed(&[("tracepoint", "why")]));
-        let check = |hook: &str, raised: bool, cell: &str| {
-            let hooks = BTreeSet::from([hook.to_owned()]);
+        let check = |in_force: &[(&str, &str)], raised: bool, cell: &str| {
+            let hooks = in_force.iter();
+            let hooks: Hooks = hooks
+                .map(|(event, hook)| ((*event).to_owned(), (*hook).to_owned()))
+                .collect();
             let expect = technique.iter().map(|technique| {
                 let quiet = is_quiet(technique, &hooks);
                 (quiet, missed(technique, &hooks).join(", "))
             });
             assert_eq!(expect.collect::<Vec<_>>(), [(!raised, cell.to_owned())]);
         };
-        check("tracepoint", false, "tracepoint");
-        check("lsm", true, "");
+        check(&[("exec", "tracepoint")], false, "tracepoint");
+        check(&[("exec", "lsm"), ("fork", "tracepoint")], true, "");
     }
 }

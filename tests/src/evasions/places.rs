@@ -17,19 +17,19 @@ pub(super) const ROWS: &[Technique] = &[
         "Links an added program to the name of a program of the image.",
         "program /tmp/x; ln -f /tmp/x /opt/tool; /opt/tool true",
     )
-    .raises(&["exec_modified /opt/tool"]),
+    .raises(&["exec_modified /opt/tool", "image_file_modified /opt/tool"]),
     shell(
         "rename over an image path",
         "Renames an added program to the name of a program of the image.",
         "program /tmp/x; mv /tmp/x /opt/tool; /opt/tool true",
     )
-    .raises(&["exec_modified /opt/tool"]),
+    .raises(&["exec_modified /opt/tool", "image_file_modified /opt/tool"]),
     shell(
         "symlink over an image path",
         "Has the name of a program of the image lead to an added one.",
         "program /tmp/x; ln -sf /tmp/x /opt/tool; /opt/tool true",
     )
-    .raises(&["exec_added /tmp/x"]),
+    .raises(&["exec_added /tmp/x", "image_file_modified /opt/tool"]),
     shell(
         "bind mount over an image path",
         "Mounts an added program over a program of the image.",

@@ -37,14 +37,14 @@ pub(super) const ROWS: &[Technique] = &[
         "Appends to a script of the image.",
         "echo : >> /opt/script; /opt/script",
     )
-    .raises(&["script_modified /opt/script"]),
+    .raises(&["script_modified /opt/script", "image_file_modified /opt/script"]),
     shell(
         "interpreter of a script replaced",
         "Changes the program that the first line of the image's script names.",
         "cp /opt/busybox /tmp/busybox; echo salt >> /tmp/busybox; mv /tmp/busybox /opt/busybox
          /opt/script",
     )
-    .raises(&["exec_modified /opt/busybox"]),
+    .raises(&["exec_modified /opt/busybox", "image_file_modified /opt/busybox"]),
     shell(
         "interpreter dropped",
         "Writes a script and the program that interprets it.",

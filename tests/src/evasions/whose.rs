@@ -103,7 +103,7 @@ pub(super) const ROWS: &[Technique] = &[
             })
         },
     )
-    .raises(&["exec_modified /opt/tool"]),
+    .raises(&["exec_modified /opt/tool", "image_file_modified /opt/tool"]),
     staged(
         "host drop into the upper directory",
         "Puts a program into the directory where a running container's changes lie.",

@@ -29,7 +29,7 @@ fn image(manifest: u8) -> Arc<ImageId> {
     })
 }
 
-fn finding() -> Finding {
+pub(in crate::alerts) fn finding() -> Finding {
     Finding {
         kind: Kind::ExecModified,
         severity: Severity::Critical,

@@ -39,7 +39,8 @@ use ulid::Ulid;
 
 pub(super) use directory::{Chunk, Facts, Recovered, read_chunk, recover};
 pub(super) use record::Record;
-pub(super) use writer::{Writer, boot_id};
+pub(super) use writer::Writer;
+pub use writer::boot_id;
 
 /// Longest wait of something written before its sync begins. With the sync itself it is on disk
 /// within 50 ms, if the disk syncs within 30 ms.

@@ -515,7 +515,7 @@ fn sync_loop(shared: &Shared) {
 }
 
 /// The kernel's id of this boot; zeros, which no boot has, if it does not tell.
-pub(in crate::alerts) fn boot_id() -> [u8; 16] {
+pub fn boot_id() -> [u8; 16] {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits = text.trim().replace('-', "");
     let mut id = [0; 16];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::containers::{Container, Identity, Task, facts::Facts};
+use crate::containers::{Container, Identity, ImageProblem, Task, facts::Facts};
 
 /// Names a container in containerd.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,7 +63,7 @@ pub enum Change {
         /// Its identity.
         identity: Identity,
         /// See [`Container::image_problem`].
-        image_problem: Option<String>,
+        image_problem: Option<ImageProblem>,
     },
     /// A container's init process exists. May come before the container is created here.
     TaskCreated {

@@ -28,7 +28,7 @@ pub use self::change::{
 };
 use self::graveyard::Graveyard;
 use super::{
-    Container, Identity,
+    Container, Identity, ImageProblem,
     cgroup::{self, Found, Paths},
     facts::Facts,
 };
@@ -401,7 +401,7 @@ impl Inventory {
         key: &Key,
         created_unix_ns: i128,
         identity: Identity,
-        image_problem: Option<String>,
+        image_problem: Option<ImageProblem>,
     ) {
         let live = self
             .serials

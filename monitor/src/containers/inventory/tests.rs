@@ -36,6 +36,7 @@ fn task(pid: u32, mount_namespace: u32) -> TaskFacts {
             mount_namespace: Some(mount_namespace),
             root_device: None,
             rootfs: None,
+            named: BTreeMap::new(),
         },
         cgroup_path: None,
     }

@@ -34,6 +34,7 @@ pub(crate) fn exec(path: &str, change: impl FnOnce(&mut Exec)) -> Exec {
         time_boot_ns: 7,
         hook: HookSet::Tracepoint,
         already_running: false,
+        receipt: crate::sensor::event::Receipt::default(),
         cgroup: Cgroup {
             id: 1,
             path: b"/default/c".to_vec(),
@@ -95,6 +96,7 @@ pub(crate) fn container() -> Arc<Container> {
             mount_namespace: Some(OWN_NAMESPACE),
             root_device: Some(ROOT_DEVICE),
             rootfs: None,
+            named: std::collections::BTreeMap::new(),
         }),
     })
 }
@@ -173,7 +175,7 @@ fn a_file_is_judged_by_where_it_lies_and_what_it_holds() {
     let image = image();
     let check = |exec: Exec, bytes: &str, expect: &str| {
         let bytes = Bytes::Hashed(sha256(bytes));
-        let judgement = judged(&exec, &bytes, Expected::Verified(&image));
+        let judgement = judged(&exec, &bytes, Expected::Known(&image));
         assert_eq!(shown(&judgement), expect, "{exec:?}");
     };
     let upper = |path: &str| exec(path, |_| {});
@@ -248,7 +250,7 @@ fn the_path_in_the_filesystem_decides_and_the_path_seen_is_told() {
         exec.used.file.path_in_filesystem = b"/bin/tool".to_vec()
     });
     let bytes = Bytes::Hashed(sha256("evil"));
-    let Judgement::Finding(finding) = judged(&exec, &bytes, Expected::Verified(&image)) else {
+    let Judgement::Finding(finding) = judged(&exec, &bytes, Expected::Known(&image)) else {
         panic!("no finding");
     };
     let file = finding.file.unwrap();
@@ -270,7 +272,7 @@ fn in_the_hosts_namespace_only_the_runtime_itself_may_run() {
         });
         let bytes = Bytes::Hashed(sha256(bytes));
         assert_eq!(
-            shown(&judged(&exec, &bytes, Expected::Verified(&image))),
+            shown(&judged(&exec, &bytes, Expected::Known(&image))),
             expect
         );
     };
@@ -312,7 +314,7 @@ fn what_is_not_known_is_said_and_nothing_is_made_up() {
         assert_eq!(shown(&judged(&exec, &gone, expected)), expect, "{exec:?}");
     };
     let upper = |path: &str, size: u64| exec(path, |exec| exec.used.file.facts.size = size);
-    let verified = Expected::Verified(&image);
+    let verified = Expected::Known(&image);
     check(upper("/tmp/x", 4), verified, "exec_added Critical Added");
     // Another length is another file; the same length proves nothing.
     check(
@@ -365,7 +367,7 @@ fn check_uses(role: Role, cases: &[Case]) {
             "remembered" => Bytes::Remembered,
             bytes => Bytes::Hashed(sha256(bytes)),
         };
-        let judgement = judged_as(role, &exec, &bytes, Expected::Verified(&image), judge);
+        let judgement = judged_as(role, &exec, &bytes, Expected::Known(&image), judge);
         assert_eq!(shown(&judgement), *expect, "{role:?} {path} {exec:?}");
     }
 }
@@ -490,7 +492,7 @@ fn the_images_bytes_with_more_privilege_are_modified() {
             exec.used.file.facts.flags = flags;
         });
         let bytes = Bytes::Hashed(sha256("tool"));
-        let judgement = judged_as(role, &exec, &bytes, Expected::Verified(image), |facts| {
+        let judgement = judged_as(role, &exec, &bytes, Expected::Known(image), |facts| {
             judge(&UseFacts {
                 capability,
                 ..facts.clone()

@@ -15,7 +15,7 @@ fn a_participant_is_judged_by_its_bytes() {
         };
         change(&mut participant);
         let program = exec("/bin/sh", |_| {});
-        let judgement = judged_with(&program, Expected::Verified(&image), |facts| {
+        let judgement = judged_with(&program, Expected::Known(&image), |facts| {
             judge(facts, &participant)
         });
         assert_eq!(shown(&judgement), expect, "{participant:?}");
@@ -85,7 +85,7 @@ fn a_script_that_was_not_held_is_not_passed_over() {
         let program = exec("/bin/sh", |exec| {
             exec.script = Some(script.as_bytes().to_vec())
         });
-        let judgement = judged_with(&program, Expected::Verified(&image), judge_unheld_script);
+        let judgement = judged_with(&program, Expected::Known(&image), judge_unheld_script);
         assert_eq!(shown(&judgement), expect, "{script}");
     };
     check("/bin/tool", "unverifiable");

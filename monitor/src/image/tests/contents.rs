@@ -418,6 +418,16 @@ proptest! {
         expect.sort_by(|a, b| compare(a.0.as_bytes(), b.0.as_bytes()));
         let entries: Vec<Line> = image.entries().map(|(path, found)| seen(&path, found)).collect();
         prop_assert_eq!(&entries, &expect);
+        let all: Vec<Line> = image.below(b"").map(|(path, found)| seen(&path, found)).collect();
+        prop_assert_eq!(&all, &entries);
+        let mut walked = image.below(b"");
+        let mut top = Vec::new();
+        while let Some((path, found)) = walked.next() {
+            walked.skip_within(&path);
+            top.push(seen(&path, found));
+        }
+        let is_top = |line: &&Line| !line.0[1..].contains('/');
+        prop_assert_eq!(top, entries.iter().filter(is_top).cloned().collect::<Vec<_>>());
 
         let names = ["a", "b", "a-"];
         let mut paths: Vec<String> = names.map(|name| format!("/{name}")).to_vec();
@@ -426,6 +436,9 @@ proptest! {
         }
         for path in &paths {
             let expect = expect.iter().find(|line| line.0 == *path);
+            let within: Vec<Line> = image.below(path.as_bytes()).map(|(path, found)| seen(&path, found)).collect();
+            let inside = format!("{path}/");
+            prop_assert_eq!(within, entries.iter().filter(|line| line.0.starts_with(&inside)).cloned().collect::<Vec<_>>(), "below {}", path);
             let found = image.lookup(path.as_bytes()).map(|found| seen(path.as_bytes(), found));
             prop_assert_eq!(found.as_ref(), expect, "{}", path);
 

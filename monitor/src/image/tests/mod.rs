@@ -10,6 +10,7 @@ pub(crate) mod contents;
 mod disk;
 mod store;
 mod unpack;
+mod unpacked;
 
 use std::{
     collections::HashMap,
@@ -283,7 +284,7 @@ fn shown(entry: Entry<'_>) -> String {
 
 fn shown_kind(kind: EntryKind<'_>) -> String {
     match kind {
-        EntryKind::File { sha256, size } => format!("file {size} {}", body_of(&sha256)),
+        EntryKind::File { sha256, size } => format!("file {size} {}", body_of(&sha256.unwrap())),
         EntryKind::Directory => "directory".to_owned(),
         EntryKind::Symlink { target } => format!("-> {}", target.escape_ascii()),
         EntryKind::CharDevice { major, minor } => format!("char {major}:{minor}"),

@@ -9,13 +9,13 @@ use crate::{
     },
 };
 
-struct Image {
-    id: ImageId,
-    layers: Vec<Digest>,
+pub(super) struct Image {
+    pub(super) id: ImageId,
+    pub(super) layers: Vec<Digest>,
 }
 
 /// Puts an image of gzip layers into `blobs`.
-fn image(blobs: &MemoryBlobs, entrypoint: &str, tars: &[Vec<u8>]) -> Image {
+pub(super) fn image(blobs: &MemoryBlobs, entrypoint: &str, tars: &[Vec<u8>]) -> Image {
     let diff_ids: Vec<Digest> = tars.iter().map(|tar| digest_of(tar)).collect();
     let layers: Vec<Digest> = tars.iter().map(|tar| blobs.add(&gzip(tar))).collect();
     let config = serde_json::json!({
@@ -44,7 +44,7 @@ fn tar_of(name: &str) -> Vec<u8> {
     Tar::default().file(name, "x").end()
 }
 
-fn open(directory: &Path, blobs: &Arc<MemoryBlobs>) -> ImageStore {
+pub(super) fn open(directory: &Path, blobs: &Arc<MemoryBlobs>) -> ImageStore {
     let blobs: Arc<dyn Blobs> = Arc::<MemoryBlobs>::clone(blobs);
     ImageStore::open(directory, blobs).unwrap()
 }
@@ -70,7 +70,7 @@ async fn images_share_layers_that_are_read_once() {
         assert!(contents.lookup(b"/base").is_some());
         assert_eq!(
             contents.lookup(b"/one").is_some(),
-            *contents.image() == first.id
+            contents.image() == Some(&first.id)
         );
     }
     let a = store.contents("default", &first.id).await.unwrap();
