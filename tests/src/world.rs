@@ -116,6 +116,26 @@ impl World {
         Ok(self.alerts.of(&run.id))
     }
 
+    /// Runs a shell line in a container that stays until its alerts are there, once the daemon knows
+    /// what its image holds by this evidence.
+    pub fn raised_once_known(&self, image: &str, line: &str, evidence: &str) -> Result<Vec<Value>> {
+        let id = self.unique("stays");
+        let run = Run::new(image, &id).shell("while :; do sleep 1; done");
+        self.containerd.start_container(&run)?;
+        until("the image to be known", PATIENCE, || {
+            let shown = self.daemon.monitorctl(["container", "show", &id])?;
+            let shown = shown.first().context("no container")?;
+            let known = text(shown, "/image/evidence");
+            ensure!(known == Some(evidence), "by {known:?}");
+            Ok(())
+        })?;
+        self.containerd.exec(&id, "line", ["/bin/sh", "-c", line])?;
+        self.settle()?;
+        let alerts = self.alerts.of(&id);
+        self.containerd.delete(&id)?;
+        Ok(alerts)
+    }
+
     /// Returns when all that happened before has been judged and hashed and its alerts have
     /// arrived.
     pub fn settle(&self) -> Result<()> {

@@ -40,7 +40,7 @@ fn discard(containerd: &Containerd, image: &Image) -> Result<()> {
 }
 
 fn check(world: &World, evidence: &str) -> Result<()> {
-    let alerts = world.raised_by(SHOP, LINE)?;
+    let alerts = world.raised_once_known(SHOP, LINE, evidence)?;
     let mut raised: Vec<_> = alerts
         .iter()
         .map(|alert| {

@@ -143,7 +143,7 @@ fn world_with(break_it: impl FnOnce(&Containerd) -> Result<()>) -> Result<World>
 /// verified, and by which digest; other images are judged as before.
 fn check_unverifiable(world: &World, digests: &[&str]) -> Result<()> {
     let line = "echo salt >> /opt/tool; /opt/tool sleep-ms 0";
-    let alerts = world.raised_by(BROKEN, line)?;
+    let alerts = world.raised_once_known(BROKEN, line, "unpacked")?;
     let found = alerts
         .iter()
         .find(|alert| text(alert, "/kind") == Some("content_unverifiable"))
@@ -217,11 +217,12 @@ fn a_missing_layer_is_read_where_it_was_unpacked() -> Result<()> {
         Ok(())
     })?;
     let line = "echo salt >> /opt/tool; /opt/tool sleep-ms 0";
-    let alerts = world.raised_by(BROKEN, line)?;
-    let found: Vec<_> = alerts
+    let alerts = world.raised_once_known(BROKEN, line, "unpacked")?;
+    let mut found: Vec<_> = alerts
         .iter()
         .map(|alert| (text(alert, "/kind"), text(alert, "/image/evidence")))
         .collect();
+    found.sort_unstable();
     ensure!(
         found
             == [
