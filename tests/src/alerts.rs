@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
@@ -26,6 +27,18 @@ pub struct Arrival {
     pub at: SystemTime,
     /// Its last revision.
     pub alert: Value,
+}
+
+impl Arrival {
+    /// Milliseconds from what it is about, by the alert's own time.
+    pub fn delay_ms(&self) -> Result<f64> {
+        let time: Timestamp = text(&self.alert, "/time")
+            .context("an alert without a time")?
+            .parse()
+            .context("an alert's time is not RFC 3339")?;
+        let delay = self.at.duration_since(SystemTime::from(time));
+        Ok(delay.unwrap_or_default().as_secs_f64() * 1000.0)
+    }
 }
 
 /// The alerts that have come so far, in order. Dropping it ends the client.

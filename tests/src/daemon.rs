@@ -17,7 +17,7 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    alerts::Alerts,
+    alerts::{Alerts, text},
     containerd::{Process, output},
     poll::{Deadline, PATIENCE, until},
 };
@@ -186,6 +186,16 @@ impl Daemon {
             ensure!(waiting == 0, "{waiting} events wait");
             changes_judged(&status)
         })
+    }
+
+    /// What the status says of the hook for a kind of event.
+    pub fn hook(&self, event: &str) -> Result<Value> {
+        let status = self.status()?;
+        let hooks = status.pointer("/hooks").and_then(Value::as_array);
+        let mut hooks = hooks.into_iter().flatten();
+        let hook = hooks.find(|hook| text(hook, "/event") == Some(event));
+        hook.cloned()
+            .with_context(|| format!("no hook for {event}: {status:#}"))
     }
 
     /// Waits for a moment at which all that the hooks saw has been judged.

@@ -3,7 +3,6 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
-    alerts::text,
     behaviours, require,
     world::{BASE, World, shared},
 };
@@ -28,16 +27,9 @@ behaviours! {
 
 /// How often the kernel side answered a mapping from what it remembers.
 fn remembered(world: &World) -> Result<u64> {
-    let status = world.daemon.status()?;
-    let hooks = status
-        .pointer("/hooks")
-        .and_then(Value::as_array)
-        .context("no hooks")?;
-    let code = hooks
-        .iter()
-        .find(|hook| text(hook, "/event") == Some("code"));
-    let count = code.and_then(|hook| hook.pointer("/remembered")?.as_u64());
-    count.with_context(|| format!("code.remembered: {status:#}"))
+    let code = world.daemon.hook("code")?;
+    let count = code.get("remembered").and_then(Value::as_u64);
+    count.with_context(|| format!("code.remembered: {code:#}"))
 }
 
 #[test]

@@ -11,12 +11,7 @@ use tests::{
 
 /// What became of connects so far; fails if a run of the hook is missing in it.
 fn account(world: &World) -> Result<[u64; 3]> {
-    let status = world.daemon.status()?;
-    let hooks = status.pointer("/hooks").and_then(Value::as_array);
-    let mut hooks = hooks.into_iter().flatten();
-    let hook = hooks
-        .find(|hook| text(hook, "/event") == Some("connect"))
-        .context("no connect hook")?;
+    let hook = world.daemon.hook("connect")?;
     let count = |name: &str| {
         let count = hook.get(name).and_then(Value::as_u64);
         count.with_context(|| format!("{name}: {hook}"))

@@ -9,18 +9,6 @@ use tests::{
     world::{BASE, World},
 };
 
-/// The account of the hook that sees opens.
-fn account(world: &World) -> Result<Value> {
-    let status = world.daemon.status()?;
-    let hooks = status.pointer("/hooks").and_then(Value::as_array);
-    let open = hooks
-        .context("no hooks")?
-        .iter()
-        .find(|hook| text(hook, "/event") == Some("open"));
-    open.cloned()
-        .with_context(|| format!("no open: {status:#}"))
-}
-
 fn number(account: &Value, name: &str) -> Result<u64> {
     account
         .get(name)
@@ -33,14 +21,14 @@ fn a_million_opens_of_one_file_are_a_handful_of_events() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
     let world = World::start()?;
     world.settle()?;
-    let before = account(&world)?;
+    let before = world.daemon.hook("open")?;
     let id = world.unique("million");
     let line = ["probe", "open-repeat", "1000000", "/bin/busybox"];
     world
         .containerd
         .run_ok(&Run::new(BASE, &id).arguments(line))?;
     world.settle()?;
-    let after = account(&world)?;
+    let after = world.daemon.hook("open")?;
     let grown = |name: &str| -> Result<u64> { Ok(number(&after, name)? - number(&before, name)?) };
     ensure!(grown("remembered")? > 990_000, "{before} {after}");
     // The file itself, and what the container's start and the two markers open.
@@ -68,7 +56,7 @@ fn a_flood_of_opens_is_accounted_for_and_costs_no_exec() -> Result<()> {
     let raised = world.raised_by_run(&Run::new(BASE, &id).shell(line))?;
     let added = |alert: &&Value| text(alert, "/kind") == Some("exec_added");
     ensure!(raised.iter().filter(added).count() == 20, "{raised:#?}");
-    let account = account(&world)?;
+    let account = world.daemon.hook("open")?;
     let sum = [
         "unwatched",
         "remembered",

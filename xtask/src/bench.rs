@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use crate::{
     apt,
     build::{self, Profile},
-    run, workspace,
+    run,
 };
 
 /// What can be measured, see `tests/src/bench`.
@@ -31,16 +31,8 @@ pub(crate) fn run(wanted: &[String]) -> Result<()> {
         install_tracers()?;
     }
     let programs = build::run(Profile::Release)?;
-    let mut command = run::cargo();
-    command
-        .args(["run", "--quiet", "--release", "--package", "tests"])
-        .args(["--bin", "bench"])
-        .args(build::locked())
-        .arg("--")
-        .args(names)
-        .current_dir(workspace::root());
-    programs.tell(&mut command);
-    run::shown("measuring", &mut command)
+    let mut command = programs.of_tests("bench");
+    run::shown("measuring", command.arg("--").args(names))
 }
 
 fn install_tracers() -> Result<()> {

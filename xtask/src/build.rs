@@ -44,6 +44,18 @@ impl Programs {
             .env("MONITORD", &self.monitord)
             .env("MONITORCTL", &self.monitorctl);
     }
+
+    /// Runs a program of the `tests` package with them.
+    pub(crate) fn of_tests(&self, program: &str) -> Command {
+        let mut command = run::cargo();
+        command
+            .args(["run", "--quiet", "--release", "--package", "tests"])
+            .args(["--bin", program])
+            .args(locked())
+            .current_dir(workspace::root());
+        self.tell(&mut command);
+        command
+    }
 }
 
 /// Sets up, then builds the eBPF object and the programs.

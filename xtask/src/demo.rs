@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::{
     build::{self, Profile},
-    run, workspace,
+    run,
 };
 
 /// Builds, then runs the demo of the `tests` package, which starts a containerd and the daemon of
@@ -15,12 +15,5 @@ use crate::{
 /// The build fails, or the demo does not show what it should.
 pub(crate) fn run() -> Result<()> {
     let programs = build::run(Profile::Release)?;
-    let mut command = run::cargo();
-    command
-        .args(["run", "--quiet", "--release", "--package", "tests"])
-        .args(["--bin", "demo"])
-        .args(build::locked())
-        .current_dir(workspace::root());
-    programs.tell(&mut command);
-    run::shown("running the demo", &mut command)
+    run::shown("running the demo", &mut programs.of_tests("demo"))
 }

@@ -23,10 +23,7 @@ use super::{
 use crate::{
     detect::{file::Bytes, participant::Participant, role::Role, script::HEAD_BYTES},
     digest::{Digest, Sha256},
-    image::{
-        capability::{self, FileCapability},
-        lower::FILE_BYTES_MAX,
-    },
+    image::{capability::FileCapability, lower::FILE_BYTES_MAX},
     sensor::{elf, event::FileFacts, link},
 };
 
@@ -253,7 +250,7 @@ impl BytesReader {
         let after = file
             .metadata()
             .map_err(|error| format!("it could not be examined: {error}"))?;
-        let capability = capability_of(file);
+        let capability = FileCapability::of_file(file);
         if version.is_some() && was_changed(&after) {
             return Err("it was changed while it was read".to_owned());
         }
@@ -348,13 +345,6 @@ fn held_in(layers: Option<&Layers>, metadata: &Metadata) -> Option<LayerFile> {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
-}
-
-fn capability_of(file: &File) -> Option<FileCapability> {
-    let mut value = [0; capability::ATTRIBUTE_BYTES_MAX];
-    // Most files have none, and most filesystems of other kinds know none.
-    let length = rustix::fs::fgetxattr(file, capability::ATTRIBUTE, &mut value).ok()?;
-    FileCapability::parse(value.get(..length)?)
 }
 
 fn changed_unix_ns(metadata: &Metadata) -> i128 {

@@ -20,7 +20,7 @@ use crate::{
     },
     api::CoverageError,
     clock,
-    containers::{Container, hierarchy::Hierarchy, inventory::Key},
+    containers::{Container, hierarchy::Hierarchy, inventory::Key, meant},
     coverage::{
         ANY_HOOK, Affected, Cause, Due, Folding, Gap, Loss, Losses, Named, Reason, SelfCheck,
         SelfCheckCounts, Span, Tally, Timeline,
@@ -430,14 +430,8 @@ fn choose<'a>(
             *known = (container, until);
         }
     }
-    let matching = |is_it: &dyn Fn(&Container) -> bool| {
-        let found = last.values().filter(|(container, _)| is_it(container));
-        found.copied().collect::<Vec<_>>()
-    };
-    let mut found = matching(&|one| one.id == wanted);
-    if found.is_empty() {
-        found = matching(&|one| one.name == wanted || one.id.starts_with(wanted));
-    }
+    let last: Vec<_> = last.into_values().collect();
+    let found = meant(&last, wanted, |(one, _)| Some((&one.id, &one.name)));
     match found.as_slice() {
         [one] => Ok(*one),
         [] => Err(CoverageError::NoContainer(wanted.to_owned())),

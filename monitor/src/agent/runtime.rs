@@ -8,11 +8,12 @@ use std::{
     path::Path,
 };
 
-use sha2::Digest as _;
+use nix::sys::stat::{major, minor};
 
 use crate::{
     detect::{connect::RuntimeSockets, file::RuntimeFiles},
     digest::Sha256,
+    sensor::root,
 };
 
 /// Where distributions and node images install programs, on the host.
@@ -56,16 +57,14 @@ pub(super) fn sockets(containerd: &Path) -> RuntimeSockets {
     let keys = paths.filter_map(|path| {
         let metadata = fs::metadata(path).ok()?;
         let is_socket = metadata.file_type().is_socket();
-        Some((kernel_device(&metadata)?, metadata.ino())).filter(|_| is_socket)
+        Some((device(&metadata)?, metadata.ino())).filter(|_| is_socket)
     });
     RuntimeSockets(keys.collect())
 }
 
 /// As the kernel has it in a superblock.
-fn kernel_device(metadata: &Metadata) -> Option<u32> {
-    let major = u32::try_from(nix::sys::stat::major(metadata.dev())).ok()?;
-    let minor = u32::try_from(nix::sys::stat::minor(metadata.dev())).ok()?;
-    Some(major << 20 | minor)
+fn device(metadata: &Metadata) -> Option<u32> {
+    root::kernel_device(major(metadata.dev()), minor(metadata.dev()))
 }
 
 fn host_root() -> &'static Path {
@@ -99,11 +98,10 @@ pub(super) fn find() -> RuntimeFiles {
 }
 
 fn add(found: &mut RuntimeFiles, path: &Path) -> io::Result<()> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
     let metadata = file.metadata()?;
-    let mut hasher = sha2::Sha256::new();
-    io::copy(&mut file, &mut HashWriter(&mut hasher))?;
-    if let Some(device) = kernel_device(&metadata) {
+    let sha256 = Sha256::of_file(&file, u64::MAX).map_err(io::Error::other)?;
+    if let Some(device) = device(&metadata) {
         found.versions.insert((
             device,
             metadata.ino(),
@@ -112,19 +110,6 @@ fn add(found: &mut RuntimeFiles, path: &Path) -> io::Result<()> {
             u32::try_from(metadata.ctime_nsec()).unwrap_or(0),
         ));
     }
-    found.hashes.insert(Sha256(hasher.finalize().into()));
+    found.hashes.insert(sha256);
     Ok(())
-}
-
-struct HashWriter<'a>(&'a mut sha2::Sha256);
-
-impl io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -19,7 +19,7 @@ use super::node::NodeView;
 use crate::{
     alerts::build,
     api::{ContentsError, VerifyError},
-    containers::{Container, ImageId},
+    containers::{Container, ImageId, meant},
     digest::Digest,
     image::{contents::Contents, error::Cause},
     sensor::root,
@@ -70,14 +70,8 @@ impl NodeView {
             .flatten()
             .map(|(container, _, _)| container)
             .collect();
-        let matching = |is_it: &dyn Fn(&Container) -> bool| {
-            let found = known.iter().filter(|container| is_it(container));
-            found.map(Arc::clone).collect::<Vec<_>>()
-        };
-        let mut found = matching(&|one| one.id == wanted);
-        if found.is_empty() {
-            found = matching(&|one| one.name == wanted || one.id.starts_with(wanted));
-        }
+        let known: Vec<&Arc<Container>> = known.iter().collect();
+        let found = meant(&known, wanted, |one| Some((&one.id, &one.name)));
         match found.as_slice() {
             [one] => Ok(Arc::clone(one)),
             [] => Err(VerifyError::NoContainer(wanted.to_owned())),

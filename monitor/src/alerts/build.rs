@@ -50,20 +50,10 @@ pub fn build(finding: &Finding, node: &NodeFacts, observed: Timestamp, id: Ulid)
     let container = &finding.container;
     let time = timestamp(since_boot(node, finding.time_boot_ns));
     v1::Alert {
-        schema: SCHEMA.to_owned(),
-        journal: String::new(),
-        cursor: 0,
-        id: id.to_string(),
-        revision: 1,
         fingerprint: fingerprint(finding),
         time: Some(time),
-        observed_time: Some(timestamp(observed)),
         first_seen: Some(time),
         last_seen: Some(time),
-        count: 1,
-        cluster: node.cluster.clone(),
-        environment: node.environment.clone(),
-        node: node.node.clone(),
         kind: finding.kind.name().to_owned(),
         severity: severity(finding.severity).into(),
         rule: Some(v1::alert::Rule {
@@ -72,7 +62,6 @@ pub fn build(finding: &Finding, node: &NodeFacts, observed: Timestamp, id: Ulid)
         }),
         attack: attack(finding).iter().map(|&id| id.to_owned()).collect(),
         message: finding.message.clone(),
-        runbook: String::new(),
         container: Some(container_of(container)),
         image: Some(image_of(container, finding.evidence)),
         process: finding
@@ -83,6 +72,22 @@ pub fn build(finding: &Finding, node: &NodeFacts, observed: Timestamp, id: Ulid)
         connection: finding.connection.as_ref().map(connection_of),
         details: finding.details.as_deref().map(details_of),
         hook: finding.hook.unwrap_or_default().to_owned(),
+        ..first_revision(node, observed, id)
+    }
+}
+
+/// What every alert of this node begins with.
+pub(super) fn first_revision(node: &NodeFacts, observed: Timestamp, id: Ulid) -> v1::Alert {
+    v1::Alert {
+        schema: SCHEMA.to_owned(),
+        id: id.to_string(),
+        revision: 1,
+        observed_time: Some(timestamp(observed)),
+        count: 1,
+        cluster: node.cluster.clone(),
+        environment: node.environment.clone(),
+        node: node.node.clone(),
+        ..v1::Alert::default()
     }
 }
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use monitor_api::{SCHEMA, v1};
+use monitor_api::v1;
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use ulid::Ulid;
 
-use super::build::{NodeFacts, container_of, fingerprint_of, image_of, timestamp};
+use super::build::{NodeFacts, container_of, fingerprint_of, first_revision, image_of, timestamp};
 use crate::coverage::{Affected, Gap, Reason};
 
 const KIND: &str = "coverage_gap";
@@ -24,38 +24,23 @@ pub fn build(
     id: Ulid,
 ) -> v1::Alert {
     v1::Alert {
-        schema: SCHEMA.to_owned(),
-        journal: String::new(),
-        cursor: 0,
-        id: id.to_string(),
-        revision: 1,
         fingerprint: fingerprint_of(KIND, affected.as_deref(), None, None),
         time: Some(timestamp(gap.end)),
-        observed_time: Some(timestamp(observed)),
         first_seen: Some(timestamp(gap.begin)),
         last_seen: Some(timestamp(gap.end)),
-        count: 1,
-        cluster: node.cluster.clone(),
-        environment: node.environment.clone(),
-        node: node.node.clone(),
         kind: KIND.to_owned(),
         severity: v1::Severity::Medium.into(),
         rule: Some(v1::alert::Rule {
             id: "coverage.gap".to_owned(),
             version: "1".to_owned(),
         }),
-        attack: Vec::new(),
         message: message(gap, affected),
-        runbook: String::new(),
         container: affected.as_deref().map(container_of),
         image: affected
             .as_deref()
             .map(|container| image_of(container, None)),
-        process: None,
-        file: None,
-        connection: None,
         details: Some(details(gap, affected)),
-        hook: String::new(),
+        ..first_revision(node, observed, id)
     }
 }
 

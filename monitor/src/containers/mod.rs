@@ -6,12 +6,15 @@ pub mod facts;
 pub mod hierarchy;
 pub mod identity;
 pub mod inventory;
+mod meant;
 pub mod processes;
 pub mod procfs;
 mod resolve;
 pub mod watch;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+pub use meant::meant;
 
 use crate::digest::Digest;
 

@@ -79,11 +79,11 @@ impl Mounts {
 fn device(text: &[u8]) -> Option<u32> {
     let (major, minor) = str::from_utf8(text).ok()?.split_once(':')?;
     let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
-    (major < 1 << 12 && minor < 1 << 20).then_some(major << 20 | minor)
+    root::kernel_device(major.into(), minor.into())
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits.
-pub(super) fn unescaped(field: &[u8]) -> Vec<u8> {
+pub fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((byte, after)) = rest.split_first() {

@@ -14,6 +14,7 @@ use super::{
     Client, Failure, Output,
     output::{Cell, or_dash, safe, safe_bytes, short, time},
 };
+use crate::containers::meant;
 
 async fn all_containers(client: &mut Client) -> Result<Vec<Container>, Failure> {
     let mut stream = client.containers(ContainersRequest {}).await?.into_inner();
@@ -142,16 +143,11 @@ pub(super) fn print_facts(
 
 /// The one container that `wanted` means: by its whole id, else by name or the beginning of an id.
 fn choose<'a>(containers: &'a [Container], wanted: &str) -> Result<&'a Container, Failure> {
-    let matching = |is_it: &dyn Fn(&alert::Container) -> bool| {
-        containers
-            .iter()
-            .filter(|one| one.container.as_ref().is_some_and(is_it))
-            .collect::<Vec<_>>()
-    };
-    let mut found = matching(&|one| one.id == wanted);
-    if found.is_empty() {
-        found = matching(&|one| one.name == wanted || one.id.starts_with(wanted));
-    }
+    let all: Vec<&Container> = containers.iter().collect();
+    let found = meant(&all, wanted, |one| {
+        let facts = one.container.as_ref()?;
+        Some((&facts.id, &facts.name))
+    });
     match found.as_slice() {
         [one] => Ok(one),
         [] => Err(Failure::Failed(format!(

@@ -1,6 +1,6 @@
 //! Capabilities that the kernel gives to whoever executes a file.
 
-use std::fmt;
+use std::{fmt, os::fd::AsFd};
 
 /// Bytes of the extended attribute `security.capability` at most.
 pub const ATTRIBUTE_BYTES_MAX: usize = 24;
@@ -50,6 +50,13 @@ impl FileCapability {
             inheritable: u64::from(word(2)?) | high(4),
             effective: header & EFFECTIVE != 0,
         })
+    }
+
+    /// Of an open file; most have none, and most filesystems know none.
+    pub fn of_file(file: impl AsFd) -> Option<Self> {
+        let mut value = [0; ATTRIBUTE_BYTES_MAX];
+        let length = rustix::fs::fgetxattr(file, ATTRIBUTE, &mut value).ok()?;
+        Self::parse(value.get(..length)?)
     }
 
     /// Whether it gives what `other` does not.

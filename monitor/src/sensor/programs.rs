@@ -1,7 +1,7 @@
 //! The eBPF object: loaded once, and of its programs those attached that the running kernel
 //! accepts, found by trying.
 
-use std::{collections::HashMap, fmt::Write as _, fs::File, io};
+use std::{collections::HashMap, fs::File, io};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -20,6 +20,7 @@ use super::{
     hooks::{self, Choice, HookSet, Place, Program, Refusal, Way},
     pins::{Folder, HASH_DIGITS, PinsError},
 };
+use crate::digest::Sha256;
 
 /// The eBPF object that `cargo xtask build` made; empty if it was not there at build time.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MONITOR_EBPF_OBJECT"));
@@ -37,11 +38,8 @@ pub(super) fn hash(offsets: &KernelOffsets) -> String {
     let mut hasher = sha2::Sha256::new();
     hasher.update(OBJECT);
     hasher.update(offsets.as_bytes());
-    let mut digits = String::new();
-    for byte in hasher.finalize().iter().take(HASH_DIGITS / 2) {
-        // Writing to a string does not fail.
-        let _ = write!(digits, "{byte:02x}");
-    }
+    let mut digits = Sha256(hasher.finalize().into()).to_string();
+    digits.truncate(HASH_DIGITS);
     digits
 }
 

@@ -64,7 +64,11 @@ pub fn is_device(file: &OwnedFd, device: u32) -> nix::Result<bool> {
 /// The kernel device number (`major << 20 | minor`) of the filesystem that a file lies on.
 pub fn device(file: &OwnedFd) -> Option<u32> {
     let seen = fstat(file).ok()?.st_dev;
-    let (major, minor) = (major(seen), minor(seen));
+    kernel_device(major(seen), minor(seen))
+}
+
+/// A device number as the kernel has it in `s_dev` (`major << 20 | minor`).
+pub fn kernel_device(major: u64, minor: u64) -> Option<u32> {
     let device = (major << 20 | minor).try_into().ok()?;
     (minor < 1 << 20).then_some(device)
 }

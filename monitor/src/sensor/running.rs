@@ -30,7 +30,7 @@ use super::{
     decode::split_arguments,
     event::{Cgroup, Code, Event, Exec, File as UsedFile, FileFacts, FileUse, Process, Receipt},
     hooks::HookSet,
-    link,
+    link, root,
 };
 use crate::clock;
 
@@ -245,14 +245,10 @@ fn facts(
         facts.link_count = u32::try_from(metadata.nlink()).unwrap_or(u32::MAX);
         facts.mode = metadata.mode();
         if filesystem.is_none() {
-            facts.device = device(major(metadata.dev()), minor(metadata.dev()))?;
+            facts.device = root::kernel_device(major(metadata.dev()), minor(metadata.dev()))?;
         }
     }
     Some(facts)
-}
-
-fn device(major: u64, minor: u64) -> Option<u32> {
-    Some(u32::try_from(major).ok()? << 20 | u32::try_from(minor).ok()?)
 }
 
 /// The filesystem that a path lies on.
@@ -291,7 +287,7 @@ fn filesystem_of(mounts: &str, path: &[u8]) -> Option<Filesystem> {
         let (Ok(major), Ok(minor)) = (major.parse(), minor.parse()) else {
             continue;
         };
-        let Some(device) = device(major, minor) else {
+        let Some(device) = root::kernel_device(major, minor) else {
             continue;
         };
         let point = point.trim_end_matches('/');

@@ -63,6 +63,27 @@ pub struct Difference {
     pub details: String,
 }
 
+impl Difference {
+    /// At a path where the image has `found`; nothing is said of what is there.
+    fn from(
+        path: Vec<u8>,
+        verdict: Verdict,
+        contents: &Contents,
+        found: Option<Found<'_>>,
+    ) -> Self {
+        Self {
+            path,
+            verdict,
+            seen_type: None,
+            expected_type: found.map(|found| type_of(&found.kind)),
+            seen: None,
+            expected: found.and_then(|found| hash_of(&found.kind)),
+            layer: found.and_then(|found| contents.layer_of(&found)),
+            details: String::new(),
+        }
+    }
+}
+
 /// What is told while paths are compared.
 #[derive(Debug)]
 pub enum Step {
@@ -160,30 +181,13 @@ pub fn compare(
 fn removed(contents: &Contents, path: Vec<u8>) -> Difference {
     contents.read(&path);
     let found = contents.lookup(&path);
-    Difference {
-        path,
-        verdict: Verdict::Removed,
-        seen_type: None,
-        expected_type: found.map(|found| type_of(&found.kind)),
-        seen: None,
-        expected: found.and_then(|found| hash_of(&found.kind)),
-        layer: found.and_then(|found| contents.layer_of(&found)),
-        details: String::new(),
-    }
+    Difference::from(path, Verdict::Removed, contents, found)
 }
 
 /// How one path differs from what the image holds there, if it does.
 fn of(seen: &Seen, contents: &Contents, found: Option<Found<'_>>) -> Option<Difference> {
-    let mut difference = Difference {
-        path: seen.path.clone(),
-        verdict: Verdict::Unverifiable,
-        seen_type: None,
-        expected_type: found.map(|found| type_of(&found.kind)),
-        seen: None,
-        expected: found.and_then(|found| hash_of(&found.kind)),
-        layer: found.and_then(|found| contents.layer_of(&found)),
-        details: String::new(),
-    };
+    let path = seen.path.clone();
+    let mut difference = Difference::from(path, Verdict::Unverifiable, contents, found);
     let node = match &seen.node {
         Ok(node) => node,
         Err(reason) => {

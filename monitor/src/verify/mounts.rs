@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, fs, io};
 
 use super::walk::{Kind, Node, Seen};
+use crate::containers::procfs;
 
 /// Where something is mounted, and the directories on the way there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +27,7 @@ impl MountPoints {
             let Some(point) = line.split(|byte| *byte == b' ').nth(4) else {
                 continue;
             };
-            let point = unescape(point);
+            let point = procfs::unescaped(point);
             let slashes = point.iter().enumerate().skip(1);
             for (end, _) in slashes.filter(|(_, byte)| **byte == b'/') {
                 found.extend(point.get(..end).map(<[u8]>::to_vec));
@@ -48,27 +49,4 @@ impl MountPoints {
         };
         is_empty && self.0.contains(&seen.path)
     }
-}
-
-/// The kernel writes a space, a tab, a newline and a backslash as three octal digits.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut left = text;
-    while let Some((byte, rest)) = left.split_first() {
-        let digits = rest.get(..3).filter(|_| *byte == b'\\');
-        let escaped = digits
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match escaped {
-            Some(escaped) => {
-                plain.push(escaped);
-                left = rest.get(3..).unwrap_or_default();
-            }
-            None => {
-                plain.push(*byte);
-                left = rest;
-            }
-        }
-    }
-    plain
 }

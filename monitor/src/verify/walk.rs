@@ -10,18 +10,14 @@ use std::{
 
 use nix::sys::stat::{major, minor};
 use rustix::{
-    fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, fstat, openat2, readlinkat},
+    fs::{Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, readlinkat},
     io::Errno,
 };
 
 use super::Owners;
 use crate::{
     digest::Sha256,
-    image::{
-        capability::{self, FileCapability},
-        layer::PATH_BYTES_MAX,
-        lower::FILE_BYTES_MAX,
-    },
+    image::{capability::FileCapability, layer::PATH_BYTES_MAX, lower::FILE_BYTES_MAX},
 };
 
 /// Names that wait to be looked at; a directory with more is not read.
@@ -259,10 +255,7 @@ fn read(
         .read(true)
         .open(format!("/proc/self/fd/{}", opened.as_raw_fd()))
         .map_err(|error| format!("it could not be opened for reading: {error}"))?;
-    let mut value = [0; capability::ATTRIBUTE_BYTES_MAX];
-    *capability = fgetxattr(&file, capability::ATTRIBUTE, &mut value)
-        .ok()
-        .and_then(|length| FileCapability::parse(value.get(..length)?));
+    *capability = FileCapability::of_file(&file);
     if size > FILE_BYTES_MAX {
         return Err(format!(
             "it has {size} bytes, at most {FILE_BYTES_MAX} are hashed"

@@ -1,9 +1,6 @@
 //! How long an alert takes from the exec in the container to a client on the unix socket.
 
-use std::time::SystemTime;
-
-use anyhow::{Context as _, Result, ensure};
-use jiff::Timestamp;
+use anyhow::{Result, ensure};
 
 use super::figures::quantile;
 use crate::{
@@ -118,14 +115,5 @@ fn measure(world: &World, case: &Case) -> Result<Vec<f64>> {
         "{} alerts of {EXECS} execs",
         arrivals.len()
     );
-    arrivals.iter().map(milliseconds).collect()
-}
-
-fn milliseconds(arrival: &Arrival) -> Result<f64> {
-    let time: Timestamp = text(&arrival.alert, "/time")
-        .context("an alert without a time")?
-        .parse()
-        .context("an alert's time is not RFC 3339")?;
-    let delay = arrival.at.duration_since(SystemTime::from(time));
-    Ok(delay.unwrap_or_default().as_secs_f64() * 1000.0)
+    arrivals.iter().map(Arrival::delay_ms).collect()
 }

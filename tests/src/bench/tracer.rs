@@ -16,7 +16,6 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    alerts::text,
     containerd::{Containerd, Process, output as output_of},
     daemon::Daemon,
     poll::{PATIENCE, until},
@@ -90,7 +89,7 @@ impl Watching {
             Self::Nobody => Ok(0),
             Self::Monitord(daemon) => {
                 daemon.wait_all_judged()?;
-                let lost = lost(&daemon.status()?)?;
+                let lost = lost(&daemon.hook("open")?)?;
                 daemon.stop()?;
                 Ok(lost)
             }
@@ -100,15 +99,13 @@ impl Watching {
 }
 
 /// What monitord counts as lost of opens.
-fn lost(status: &Value) -> Result<u64> {
-    let hooks = status.pointer("/hooks").and_then(Value::as_array);
-    let opens = hooks
-        .context("no hooks")?
-        .iter()
-        .filter(|hook| text(hook, "/event") == Some("open"));
+fn lost(hook: &Value) -> Result<u64> {
     let causes = ["ring_full", "map_full", "unreadable", "recursion_misses"];
-    let counts = opens.flat_map(|hook| causes.map(|cause| hook.get(cause)?.as_u64()));
-    Ok(counts.flatten().sum())
+    let counts = causes.map(|cause| {
+        let count = hook.get(cause).and_then(Value::as_u64);
+        count.with_context(|| format!("no {cause} in {hook}"))
+    });
+    counts.into_iter().sum()
 }
 
 /// A program that prints a line per open to a file.

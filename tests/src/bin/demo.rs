@@ -4,11 +4,10 @@
 use std::{
     io::{IsTerminal as _, stdout},
     process::ExitCode,
-    time::{Duration, Instant, SystemTime},
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use jiff::Timestamp;
 use serde_json::Value;
 use tests::{
     alerts::{Alerts, Arrival, text},
@@ -223,22 +222,9 @@ fn show(arrival: &Arrival, paint: &Paint) -> Result<()> {
     println!(
         "     {:9} {:.1} ms from what was done to this client",
         "took",
-        delay_ms(arrival)?
+        arrival.delay_ms()?
     );
     Ok(())
-}
-
-/// Milliseconds from what was done, as the alert gives it, to the alert's arrival here.
-fn delay_ms(arrival: &Arrival) -> Result<f64> {
-    let time: Timestamp = text(&arrival.alert, "/time")
-        .context("an alert without a time")?
-        .parse()
-        .context("an alert's time is not RFC 3339")?;
-    let delay = arrival
-        .at
-        .duration_since(SystemTime::from(time))
-        .unwrap_or(Duration::ZERO);
-    Ok(delay.as_secs_f64() * 1000.0)
 }
 
 /// Says whether a container raised what it must; false if not.
