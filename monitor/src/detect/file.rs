@@ -336,12 +336,13 @@ fn writable(facts: &UseFacts<'_>) -> Judgement {
             unverifiable(facts, facts.role, &subject, reason)
         }
         Comparison::Same(found) => {
+            // The mode is of the moment of use, whatever became of the bytes afterwards.
+            if gives_more(facts, &found) {
+                return privileged(facts, &subject, &found).done();
+            }
             if let Bytes::Touched(_) = facts.bytes {
                 let reason = "the file was copied up and changed after it was used; what it holds now is the image's";
                 return unverifiable(facts, facts.role, &subject, reason);
-            }
-            if gives_more(facts, &found) {
-                return privileged(facts, &subject, &found).done();
             }
             Judgement::Good(if facts.used.file.facts.flags & FILE_OVERLAY != 0 {
                 FileVerdict::MetadataChanged
@@ -376,14 +377,26 @@ fn privileged<'a, 'b>(
 ) -> Draft<'a, 'b> {
     let said = "was executed with a set-user-ID bit, a set-group-ID bit or file capabilities that its image does not give it";
     let seen = facts.used.file.facts.mode & 0o7777;
-    raise_about(facts, subject, facts.role.modified(), FileVerdict::Modified, said)
-        .expected(found)
-        .details(format!(
-            "the bytes are the image's; mode {seen:04o} instead of {:04o}, capabilities {} instead of {}",
-            found.mode,
-            shown(facts.capability),
-            shown(found.capability),
-        ))
+    let bytes = match facts.bytes {
+        Bytes::Touched(_) => {
+            "what the file holds now is the image's, and it was changed after it was used"
+        }
+        _ => "the bytes are the image's",
+    };
+    raise_about(
+        facts,
+        subject,
+        facts.role.modified(),
+        FileVerdict::Modified,
+        said,
+    )
+    .expected(found)
+    .details(format!(
+        "{bytes}; mode {seen:04o} instead of {:04o}, capabilities {} instead of {}",
+        found.mode,
+        shown(facts.capability),
+        shown(found.capability),
+    ))
 }
 
 fn shown(capability: Option<FileCapability>) -> String {

@@ -516,4 +516,10 @@ fn the_images_bytes_with_more_privilege_are_modified() {
     // Nobody gains by mapping it.
     let code = Role::Code { written: false };
     check(&plain, code, 0o4755, upper, None, "good MetadataChanged");
+
+    // Deleted, as its container ended, before it was read: its mode is that of the exec.
+    let setuid = exec("/bin/tool", |exec| exec.used.file.facts.mode = 0o104_755);
+    let touched = Bytes::Touched(sha256("tool"));
+    let judgement = judged(&setuid, &touched, Expected::Known(&plain));
+    assert_eq!(shown(&judgement), modified);
 }
