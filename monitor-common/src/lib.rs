@@ -21,7 +21,7 @@ pub mod task;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of every layout in this crate; the agent refuses a record of another one.
-pub const LAYOUT_VERSION: u16 = 3;
+pub const LAYOUT_VERSION: u16 = 4;
 
 /// Bytes of the ring buffer that carries records to the agent.
 pub const RING_BYTES: u32 = 8 << 20;
@@ -132,7 +132,7 @@ pub enum CgroupState {
 }
 
 /// Per hook and CPU, what became of each run of the hook:
-/// `seen = unwatched + remembered + submitted + ring_full + unreadable`; `truncated` is a part of
+/// `seen = unwatched + remembered + submitted + ring_full + map_full + unreadable`; `truncated` is a part of
 /// `submitted`.
 #[repr(C)]
 #[derive(
@@ -149,6 +149,8 @@ pub struct HookCounters {
     pub submitted: u64,
     /// Lost because the ring buffer was full.
     pub ring_full: u64,
+    /// Lost because this CPU was in the middle of as many hooks as it has room for.
+    pub map_full: u64,
     /// Lost because a kernel structure could not be read.
     pub unreadable: u64,
     /// Submitted with a path, arguments or a name cut at its bound.

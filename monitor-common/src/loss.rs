@@ -14,6 +14,8 @@ pub enum LossCause {
     RingFull = 0,
     /// A kernel structure could not be read.
     Unreadable = 1,
+    /// This CPU was in the middle of as many hooks as it has room for.
+    MapFull = 2,
 }
 
 /// Key of the `LOSSES` map, whose value is how many records were lost.
@@ -40,6 +42,8 @@ const _: () = assert!(size_of::<LossKey>() == 16);
 pub struct LossTotals {
     /// By [`LossCause::RingFull`].
     pub ring_full: u64,
+    /// By [`LossCause::MapFull`].
+    pub map_full: u64,
     /// By [`LossCause::Unreadable`].
     pub unreadable: u64,
     /// Runs that the kernel skipped.

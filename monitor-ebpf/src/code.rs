@@ -79,7 +79,7 @@ fn observe_in(watched: &Watched, file: Pointer, mapping: Mapping) -> Outcome {
         return Outcome::Remembered;
     }
     let Some(claim) = Claim::take() else {
-        return Outcome::Unreadable;
+        return Outcome::MapFull;
     };
     let outcome = send(claim, watched, file, mapping).unwrap_or(Outcome::Unreadable);
     claim.release();

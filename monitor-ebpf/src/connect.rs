@@ -371,7 +371,7 @@ impl Run {
             return None;
         };
         let Some(claim) = Claim::take() else {
-            maps::count(Hook::Connect, Outcome::Unreadable);
+            maps::count(Hook::Connect, Outcome::MapFull);
             return None;
         };
         *claim.peer() = Peer {

@@ -43,7 +43,7 @@ pub fn observe(binprm: *const u8, arguments: Arguments, hook: HookSet) {
 fn observe_in(watched: &Watched, binprm: Pointer, arguments: Arguments) -> Outcome {
     maps::forget_memory(&watched.process());
     let Some(claim) = Claim::take() else {
-        return Outcome::Unreadable;
+        return Outcome::MapFull;
     };
     let mut is_interpreter = false;
     let outcome =

@@ -104,6 +104,7 @@ pub enum Outcome {
     Remembered,
     Submitted { truncated: bool },
     RingFull,
+    MapFull,
     Unreadable,
 }
 
@@ -113,6 +114,7 @@ pub fn count(hook: Hook, outcome: Outcome) {
     // Before the hook's own counters: who reads those first finds in `LOSSES` all that they hold.
     match outcome {
         Outcome::RingFull => count_loss(hook, LossCause::RingFull),
+        Outcome::MapFull => count_loss(hook, LossCause::MapFull),
         Outcome::Unreadable => count_loss(hook, LossCause::Unreadable),
         Outcome::Unwatched | Outcome::Remembered | Outcome::Submitted { .. } => {}
     }
@@ -131,6 +133,7 @@ pub fn count(hook: Hook, outcome: Outcome) {
             counters.truncated += u64::from(truncated);
         }
         Outcome::RingFull => counters.ring_full += 1,
+        Outcome::MapFull => counters.map_full += 1,
         Outcome::Unreadable => counters.unreadable += 1,
     }
 }

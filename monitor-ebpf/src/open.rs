@@ -59,7 +59,7 @@ pub fn observe_standard_input(watched: &Watched) {
 #[inline(always)]
 fn observe_in(watched: &Watched, file: Pointer, descriptor: u32, flags: u32) -> Outcome {
     let Some(claim) = Claim::take() else {
-        return Outcome::Unreadable;
+        return Outcome::MapFull;
     };
     let outcome = send(claim, watched, file, descriptor, flags).unwrap_or(Outcome::Unreadable);
     claim.release();

@@ -21,7 +21,12 @@ fn account(world: &World) -> Result<[u64; 3]> {
         count("submitted")?,
         count("ring_full")?,
     );
-    let became = count("unwatched")? + remembered + submitted + full + count("unreadable")?;
+    let became = count("unwatched")?
+        + remembered
+        + submitted
+        + full
+        + count("map_full")?
+        + count("unreadable")?;
     ensure!(count("seen")? == became, "{hook}");
     Ok([remembered, submitted, full])
 }

@@ -89,7 +89,9 @@ changes! {
 
 /// The alert that a line raises.
 fn alert_of(line: &str) -> Result<Value> {
-    let mut raised = world()?.raised_by(IMAGE, line)?;
+    let world = world()?;
+    world.have_read(IMAGE)?;
+    let mut raised = world.raised_by(IMAGE, line)?;
     ensure!(raised.len() == 1, "{raised:#?}");
     raised.pop().context("no alert")
 }
@@ -155,6 +157,25 @@ fn the_alert_says_what_was_done() -> Result<()> {
             ),
         ],
     )
+}
+
+#[test]
+fn the_alert_names_who_opened_the_file_for_writing_last() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let check = |line: &str, expect: Option<&str>| -> Result<()> {
+        let alert = alert_of(line)?;
+        let last = alert.pointer("/process/arguments");
+        let last = last.and_then(|arguments| arguments.as_array()?.last()?.as_str());
+        ensure!(last == expect, "{line}: {last:?}: {alert:#}");
+        Ok(())
+    };
+    check("/bin/busybox dd if=/data/b of=/data/a", Some("of=/data/a"))?;
+    // What the shell itself opened; and of two the one that came last.
+    check("echo x >> /data/a", Some("echo x >> /data/a"))?;
+    let twice = "/bin/busybox dd if=/data/b of=/data/a; /bin/busybox tee -a /data/a < /data/b";
+    check(twice, Some("/data/a"))?;
+    // Nobody opened it.
+    check("rm /data/a", None)
 }
 
 /// Nothing tells of what a process writes before it closes the file.

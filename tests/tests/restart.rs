@@ -262,3 +262,45 @@ fn the_daemon_ends_when_told_and_starts_again_after_being_killed() -> Result<()>
     }
     Ok(())
 }
+
+#[test]
+fn a_changed_file_of_an_image_is_told_once_over_a_restart() -> Result<()> {
+    const ID: &str = "changes";
+    require!(Root, Containerd, Busybox, Btf);
+    let _alone = Alone::wait();
+    let containerd = Containerd::start()?;
+    containerd.import(&image::base(BASE)?)?;
+    let directory = containerd.directory().join("monitord");
+    let run = Run::new(BASE, ID).arguments(["/bin/sleep", "600"]);
+    containerd.start_container(&run)?;
+    let told = |daemon: &Daemon, expect: usize| {
+        until("the changes to be told", PATIENCE, || {
+            let kind = "kind == 'image_file_modified'";
+            let told = daemon.monitorctl(["alerts", "--since", "0", "--filter", kind])?;
+            ensure!(told.len() == expect, "{told:#?}");
+            Ok(())
+        })
+    };
+    let change = |round: &str| {
+        let line = format!("echo {round} >> {PROBE_PATH}");
+        containerd.exec(ID, round, ["/bin/sh", "-c", &line])
+    };
+
+    let daemon = Daemon::start(&containerd.address(), &directory)?;
+    change("first")?;
+    told(&daemon, 1)?;
+    daemon.kill()?;
+
+    let daemon = Daemon::start(&containerd.address(), &directory)?;
+    until("the upper directory to be walked", PATIENCE, || {
+        let status = daemon.status()?;
+        let count = |pointer| status.pointer(pointer).and_then(Value::as_u64);
+        let (noticed, waiting) = (count("/changes/noticed"), count("/changes/waiting"));
+        ensure!(noticed >= Some(1) && waiting == Some(0), "{status:#}");
+        Ok(())
+    })?;
+    told(&daemon, 1)?;
+    // Other bytes of code are news.
+    change("second")?;
+    told(&daemon, 2)
+}

@@ -2,16 +2,46 @@
 
 use std::sync::Arc;
 
+use monitor_api::v1::{Alert, Severity};
+
 use super::{
     owner::Owner,
-    state::{ChangeCounts, creation},
+    state::{ChangeCounts, Creation, creation},
 };
 use crate::{
     changes::Changed,
-    containers::Container,
-    detect::modified::{self, Judgement, Told},
+    containers::{Container, inventory::Key},
+    detect::{
+        Kind,
+        modified::{self, Judgement, Told},
+    },
+    digest::Digest,
     image::contents::Contents,
 };
+
+/// What an alert of a daemon before this one told of a path, if it is about a changed file of an image.
+pub(super) fn told_before(alert: &Alert) -> Option<((Creation, Vec<u8>), Told)> {
+    const NS: i128 = 1_000_000_000;
+    if alert.kind != Kind::ImageFileModified.name() {
+        return None;
+    }
+    let (container, file) = (alert.container.as_ref()?, alert.file.as_ref()?);
+    let created = container.created_at.as_ref()?;
+    let key = Key {
+        namespace: container.runtime_namespace.clone(),
+        id: container.id.clone(),
+    };
+    let created_unix_ns = i128::from(created.seconds) * NS + i128::from(created.nanos);
+    let told = if file.hash_state.is_empty() {
+        Told::Gone
+    } else if alert.severity == i32::from(Severity::High) {
+        let seen = format!("sha256:{}", file.seen_sha256);
+        Told::Code(seen.parse::<Digest>().ok().map(|seen| seen.0))
+    } else {
+        Told::Data
+    };
+    Some((((key, created_unix_ns), file.path.clone()), told))
+}
 
 impl Owner {
     /// Follows what a container changes of its image, if that is known already.
@@ -38,6 +68,7 @@ impl Owner {
     /// Judges what lies at a path of an image now.
     pub(super) fn changed(&mut self, changed: Changed) {
         let judgement = modified::judge(&changed);
+        let writer = self.writer_of(&changed);
         let key = (creation(&changed.container), changed.path);
         let ChangeCounts {
             same, unverifiable, ..
@@ -48,10 +79,11 @@ impl Owner {
                 self.state.changes_told.pop(&key);
             }
             Judgement::Unverifiable => *unverifiable += 1,
-            Judgement::Finding(finding) => {
+            Judgement::Finding(mut finding) => {
                 self.state.changes.differing += 1;
                 let told = Told::by(&finding);
                 if self.state.changes_told.put(key, told) != Some(told) {
+                    finding.process = writer;
                     self.raise(&finding);
                 }
             }

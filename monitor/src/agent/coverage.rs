@@ -87,6 +87,7 @@ impl Coverage {
         for hook in hooks::KINDS {
             let (name, told) = (hooks::kind_name(hook), told.hook(hook));
             totals.add((name, Cause::RingFull), told.ring_full);
+            totals.add((name, Cause::MapFull), told.map_full);
             totals.add((name, Cause::Unreadable), told.unreadable);
             totals.add((name, Cause::RecursionMisses), told.recursion_misses);
         }
@@ -226,6 +227,7 @@ impl Owner {
         let told = Told {
             hooks: account.hooks.map(|hook| LossTotals {
                 ring_full: hook.counters.ring_full,
+                map_full: hook.counters.map_full,
                 unreadable: hook.counters.unreadable,
                 recursion_misses: hook.recursion_misses,
                 until_boot_ns: now_ns,
@@ -445,6 +447,7 @@ fn choose<'a>(
 fn named(lost: &Lost) -> (Named, u64) {
     let cause = match lost.cause {
         LossCause::RingFull => Cause::RingFull,
+        LossCause::MapFull => Cause::MapFull,
         LossCause::Unreadable => Cause::Unreadable,
     };
     let named = Named {
@@ -461,6 +464,7 @@ fn totals(account: &Account, failed: u64) -> Losses {
     for hook in hooks::KINDS {
         let (name, account) = (hooks::kind_name(hook), account.hook(hook));
         totals.add((name, Cause::RingFull), account.counters.ring_full);
+        totals.add((name, Cause::MapFull), account.counters.map_full);
         totals.add((name, Cause::Unreadable), account.counters.unreadable);
         totals.add((name, Cause::RecursionMisses), account.recursion_misses);
     }

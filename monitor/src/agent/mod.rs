@@ -7,6 +7,7 @@ mod contents;
 mod coverage;
 mod find;
 mod node;
+mod opens;
 mod owner;
 mod probe;
 mod query;

@@ -508,10 +508,10 @@ fn hook(choice: &Choice, account: &Account) -> v1::status::Hook {
         remembered: counters.remembered,
         submitted: counters.submitted,
         ring_full: counters.ring_full,
+        map_full: counters.map_full,
         unreadable: counters.unreadable,
         truncated: counters.truncated,
         recursion_misses: account.recursion_misses,
-        ..Default::default()
     }
 }
 

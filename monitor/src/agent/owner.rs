@@ -18,6 +18,7 @@ use super::{
     coverage::{self, Coverage},
     query::{Connection, Query, Snapshot},
     state::{Done, Pending, State, creation},
+    uses::is_data,
 };
 use crate::{
     alerts::{AlertLog, NodeFacts, boot_time, build, id::Subject, log::ALERTS_MAX},
@@ -28,7 +29,13 @@ use crate::{
         inventory::{Change, Effect, Inventory, ListingRequest},
     },
     coverage::Cause,
-    detect::{Finding, connect::RuntimeSockets, container as container_rules, file::RuntimeFiles},
+    detect::{
+        FileVerdict, Finding,
+        connect::RuntimeSockets,
+        container as container_rules,
+        file::{Judgement, RuntimeFiles},
+        open,
+    },
     image::error::ContentsError,
     sensor::{
         Sensor,
@@ -395,6 +402,11 @@ impl Owner {
 
     /// Takes note that it never became known whose a use is.
     pub(super) fn expire(&mut self, pending: &Pending) {
+        // It waited only for what may be told of others.
+        if is_data(&pending.what) && open::sensitive(pending.what.used(), None).is_none() {
+            self.count(&Judgement::Good(FileVerdict::Image), true);
+            return;
+        }
         self.coverage.lost(pending, Cause::ExpiredUnknown);
         self.state.counts.expired_unknown += 1;
     }

@@ -13,7 +13,9 @@ use monitor_api::v1::Alert;
 use monitor_common::CgroupFacts;
 use tokio::task::{Id, JoinSet};
 
-use super::{bytes::Read, query::Connection, sourced::Sourced, usage::Usages};
+use super::{
+    bytes::Read, changes::told_before, query::Connection, sourced::Sourced, usage::Usages,
+};
 use crate::{
     alerts::{Aggregator, id::Subject},
     clock,
@@ -25,7 +27,7 @@ use crate::{
     detect::{Kind, modified::Told, role::Role, script::Use},
     digest::Sha256,
     image::{contents::Contents, error::ContentsError},
-    sensor::event::{Code, Connect, Exec, FileUse, Open, ProcessId, Receipt},
+    sensor::event::{Code, Connect, Exec, FileUse, Open, Process, ProcessId, Receipt},
 };
 
 /// Containers of which it is remembered what was said as a whole and how many findings they had; of
@@ -40,6 +42,9 @@ const RAISED_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 /// Changed paths of images of which it is remembered what was told; the one that was changed longest
 /// ago may be told again.
 const CHANGES_TOLD_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
+/// Files of images of which it is remembered who opened them for writing; of another the alert names
+/// no process.
+const WRITERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// What became of the events that were received: `received = judged + host + expired_unknown +
 /// before_coverage + failed`, and what waits or is in flight.
@@ -113,6 +118,8 @@ pub(super) struct State {
     pub(super) changes: ChangeCounts,
     /// What was last told of changed paths.
     pub(super) changes_told: LruCache<(Creation, Vec<u8>), Told>,
+    /// Who opened files of images for writing last, by the inode in the upper directory.
+    pub(super) writers: LruCache<(Creation, u64), Writer>,
     pub(super) connection: Connection,
     pub(super) listed: bool,
     pub(super) aggregator: Aggregator,
@@ -126,6 +133,10 @@ pub(super) struct State {
 impl State {
     /// At the start, with the alerts that were raised before.
     pub(super) fn new(alerts: &[Arc<Alert>]) -> Self {
+        let mut changes_told = LruCache::new(CHANGES_TOLD_MAX);
+        for (path, told) in alerts.iter().filter_map(|alert| told_before(alert)) {
+            changes_told.put(path, told);
+        }
         Self {
             aggregator: Aggregator::resume(alerts, clock::boot_ns()),
             unwritten: VecDeque::new(),
@@ -145,7 +156,8 @@ impl State {
             uses_in_flight: HashSet::new(),
             counts: EventCounts::default(),
             changes: ChangeCounts::default(),
-            changes_told: LruCache::new(CHANGES_TOLD_MAX),
+            changes_told,
+            writers: LruCache::new(WRITERS_MAX),
             connection: Connection::default(),
             listed: false,
         }
@@ -184,6 +196,13 @@ pub(super) struct Pending {
     pub(super) known: Known,
     /// The container whose cgroup the process is in, if it lives in another.
     pub(super) visitor_of: Option<Arc<Container>>,
+}
+
+/// A process that opened a file for writing, and what was known of it then.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) process: Process,
+    pub(super) known: Known,
 }
 
 /// How a file was used, or a peer reached for.

@@ -23,7 +23,6 @@ use crate::{
     coverage::Cause,
     detect::{
         FileVerdict, Finding, Kind,
-        draft::process_of,
         file::{self, Expected, Judgement, UseFacts},
         open,
         participant::{self, Participant},
@@ -190,12 +189,14 @@ impl Owner {
             }
             // Nothing will be said of it, whoever it is of.
             Place::Container { container, .. }
-                if is_data(&pending.what)
+                if self.is_of_no_use(&pending.what)
                     && open::sensitive(used, container.task.as_ref()).is_none() =>
             {
                 self.count(&Judgement::Good(FileVerdict::Image), true);
             }
-            Place::Unknown if is_data(&pending.what) && open::sensitive(used, None).is_none() => {
+            Place::Unknown
+                if self.is_of_no_use(&pending.what) && open::sensitive(used, None).is_none() =>
+            {
                 self.count(&Judgement::Good(FileVerdict::Image), true);
             }
             Place::Unknown if self.is_before_coverage(used) => {
@@ -219,42 +220,6 @@ impl Owner {
         }
     }
 
-    /// Raises what there is to say of the opening itself; where that is nothing, the kernel side need
-    /// not tell of it again.
-    fn judge_open(&mut self, pending: &Pending, container: &Arc<Container>, by: PlacedBy) {
-        let What::Open(opened, _) = &pending.what else {
-            return;
-        };
-        if opened.is_standard_input {
-            return;
-        }
-        let (used, known) = (&opened.used, &pending.known);
-        let process = process_of(
-            &used.process,
-            known.origin(&used.process, container),
-            known.program.as_deref(),
-            &known.ancestors,
-        );
-        let finding = open::judge(
-            used,
-            opened.access,
-            container,
-            process,
-            self.host_mount_namespace,
-            hooks::set_name(used.hook),
-        );
-        if let Some(finding) = finding {
-            if self.is_new(used, &finding) {
-                self.raise_of(used, &finding);
-            }
-        } else if by == PlacedBy::Cgroup
-            && let Some(sensor) = &mut self.sensor
-            && let Err(error) = sensor.remember_open(used, opened.access)
-        {
-            tracing::warn!(%error, "cannot have the kernel side remember an open; it goes on being told");
-        }
-    }
-
     /// The other container in which a process of `container`'s cgroup lives: by its mount namespace
     /// and the file that it uses. It was moved to this cgroup, or went into that container.
     fn lives_in(&self, what: &What, container: &Arc<Container>) -> Option<Arc<Container>> {
@@ -270,6 +235,17 @@ impl Owner {
             && other.identity != Identity::Pending
             && root_device == Some(device);
         is_other.then(|| Arc::clone(other))
+    }
+
+    /// Whether it is data, unless it can tell who changes a file and there is room for it.
+    fn is_of_no_use(&self, what: &What) -> bool {
+        let may_tell = match what {
+            What::Open(open, _) => {
+                open.access.write && open.used.file.facts.flags & FILE_UPPER != 0
+            }
+            _ => false,
+        };
+        is_data(what) && !(may_tell && self.state.waiting.len() < WAITING_MAX / 2)
     }
 
     /// Whether a listing that could have told whose an event is has told nothing.
@@ -471,7 +447,7 @@ impl Owner {
         }
     }
 
-    fn count(&mut self, judgement: &Judgement, is_data: bool) {
+    pub(super) fn count(&mut self, judgement: &Judgement, is_data: bool) {
         let counts = &mut self.state.counts;
         counts.judged += 1;
         let counter = match judgement {
@@ -509,7 +485,7 @@ impl Owner {
     }
 
     /// Whether a finding beside an exec's own was not raised of this process before.
-    fn is_new(&mut self, used: &FileUse, finding: &Finding) -> bool {
+    pub(super) fn is_new(&mut self, used: &FileUse, finding: &Finding) -> bool {
         let Some(file) = &finding.file else {
             return true;
         };
@@ -525,6 +501,10 @@ impl Owner {
             None => is_first,
         }
     }
+}
+
+pub(super) fn is_data(what: &What) -> bool {
+    matches!(what, What::Open(_, Use::Data))
 }
 
 fn pending(what: What, known: crate::containers::processes::Known) -> Pending {
@@ -562,8 +542,4 @@ fn is_worth_reading(what: &What) -> bool {
         }
         _ => true,
     }
-}
-
-fn is_data(what: &What) -> bool {
-    matches!(what, What::Open(_, Use::Data))
 }

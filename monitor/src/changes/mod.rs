@@ -82,6 +82,8 @@ pub struct Changed {
     pub time_boot_ns: u64,
     /// The path in the image.
     pub path: Vec<u8>,
+    /// Of a regular file there, its inode in the upper directory's filesystem.
+    pub inode: Option<u64>,
     /// What is there.
     pub seen: Seen,
 }

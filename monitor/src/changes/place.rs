@@ -58,7 +58,7 @@ pub(super) struct Copied {
 /// A version of a file, as far as its times tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Version {
-    inode: u64,
+    pub(super) inode: u64,
     pub(super) size: u64,
     modified: (i64, i64),
     changed: (i64, i64),

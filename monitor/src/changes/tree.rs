@@ -96,7 +96,11 @@ enum Looked {
 
 enum What {
     Removed,
-    File(Option<Held>, bool),
+    File {
+        held: Option<Held>,
+        inode: u64,
+        is_copy: bool,
+    },
     Symlink(Vec<u8>),
     Directory,
     Special,
@@ -120,6 +124,7 @@ pub(super) enum Work {
 pub(super) struct Ticket {
     path: Vec<u8>,
     since_boot_ns: u64,
+    inode: Option<u64>,
     is_copy: bool,
 }
 
@@ -299,7 +304,12 @@ impl Tree {
             read_again: READ_AGAIN,
         });
         known.version = version;
-        self.wait(path, What::File(held, is_copy), delay);
+        let what = What::File {
+            held,
+            inode: version.inode,
+            is_copy,
+        };
+        self.wait(path, what, delay);
     }
 
     /// Nothing is at a path any more. Where the image's file shows again, the host did it: so the
@@ -448,19 +458,25 @@ impl Tree {
         }
         let (_, path) = self.due.pop_first()?;
         let waiting = self.waiting.remove(&path)?;
-        let ticket = |path, is_copy| Ticket {
+        let mut ticket = Ticket {
             path,
             since_boot_ns: waiting.since_boot_ns,
-            is_copy,
+            inode: None,
+            is_copy: false,
         };
         let seen = match waiting.what {
-            What::File(held, is_copy) => {
+            What::File {
+                held,
+                inode,
+                is_copy,
+            } => {
                 let opened = match held {
                     Some(held) => place::reopen(&held.0),
-                    None => self.open(&path),
+                    None => self.open(&ticket.path),
                 };
+                (ticket.inode, ticket.is_copy) = (Some(inode), is_copy);
                 match opened {
-                    Ok(file) => return Some(Work::Read(ticket(path, is_copy), file)),
+                    Ok(file) => return Some(Work::Read(ticket, file)),
                     Err(error) => Seen::File {
                         bytes: Bytes::Gone(format!("it could not be opened: {error}")),
                         head: Vec::new(),
@@ -472,12 +488,12 @@ impl Tree {
             What::Symlink(target) => Seen::Symlink(target),
             What::Special => Seen::Special,
             What::Directory => {
-                let (missing, count) = self.missing(&path);
+                let (missing, count) = self.missing(&ticket.path);
                 self.budget.spend(now.elapsed(), Instant::now());
                 Seen::Directory(missing, count)
             }
         };
-        Some(Work::Told(self.changed(ticket(path, false), seen)))
+        Some(Work::Told(self.changed(ticket, seen)))
     }
 
     fn open(&self, path: &[u8]) -> io::Result<File> {
@@ -528,6 +544,7 @@ impl Tree {
             contents: Arc::<Contents>::clone(&self.root.contents),
             time_boot_ns: ticket.since_boot_ns,
             path: ticket.path,
+            inode: ticket.inode,
             seen,
         }
     }

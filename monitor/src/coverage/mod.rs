@@ -23,6 +23,8 @@ use crate::containers::Container;
 pub enum Cause {
     /// The ring buffer was full.
     RingFull,
+    /// The CPU was in the middle of as many hooks as the kernel side has room for.
+    MapFull,
     /// A kernel structure could not be read.
     Unreadable,
     /// The kernel skipped the hook's program, because it was already running on that CPU.
@@ -48,6 +50,7 @@ impl Cause {
     pub fn name(self) -> &'static str {
         match self {
             Self::RingFull => "ring_full",
+            Self::MapFull => "map_full",
             Self::Unreadable => "unreadable",
             Self::RecursionMisses => "recursion_misses",
             Self::Undecodable => "undecodable",

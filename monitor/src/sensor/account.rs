@@ -54,7 +54,11 @@ impl Lost {
     }
 
     pub(super) fn new(key: LossKey, count: u64) -> Option<Self> {
-        let causes = [LossCause::RingFull, LossCause::Unreadable];
+        let causes = [
+            LossCause::RingFull,
+            LossCause::MapFull,
+            LossCause::Unreadable,
+        ];
         Some(Self {
             cgroup_id: key.cgroup_id,
             mount_namespace: key.mount_namespace,
@@ -68,7 +72,7 @@ impl Lost {
 }
 
 /// One hook over all CPUs:
-/// `seen = unwatched + remembered + submitted + ring_full + unreadable`.
+/// `seen = unwatched + remembered + submitted + ring_full + map_full + unreadable`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HookAccount {
     /// See [`HookCounters`].
@@ -85,6 +89,7 @@ impl HookAccount {
         own.remembered += other.remembered;
         own.submitted += other.submitted;
         own.ring_full += other.ring_full;
+        own.map_full += other.map_full;
         own.unreadable += other.unreadable;
         own.truncated += other.truncated;
     }

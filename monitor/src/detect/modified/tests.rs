@@ -30,6 +30,7 @@ fn judged(path: &str, seen: Seen) -> Judgement {
         contents: image(),
         time_boot_ns: 7,
         path: path.as_bytes().to_vec(),
+        inode: None,
         seen,
     })
 }

@@ -55,6 +55,7 @@ pub fn every_run_of_the_hook_is_accounted_for(observer: &Observer) -> Result<()>
                 hook.remembered,
                 hook.submitted,
                 hook.ring_full,
+                hook.map_full,
                 hook.unreadable,
             ];
             hook.seen == became.into_iter().sum::<u64>()
@@ -75,10 +76,11 @@ pub fn every_run_of_the_hook_is_accounted_for(observer: &Observer) -> Result<()>
         let hook = account.hook(kind);
         let lost = [
             hook.counters.ring_full,
+            hook.counters.map_full,
             hook.counters.unreadable,
             hook.recursion_misses,
         ];
-        ensure!(lost == [0; 3], "{kind:?} lost {lost:?}: {hook:?}");
+        ensure!(lost == [0; 4], "{kind:?} lost {lost:?}: {hook:?}");
     }
     equal!(account.undecodable, 0);
     Ok(())
