@@ -30,8 +30,21 @@ pub struct Containerd {
 impl Containerd {
     /// Starts containerd and waits until it answers.
     pub fn start() -> Result<Self> {
+        Self::configured(None)
+    }
+
+    /// The same with the CRI plugin, whose sandboxes run the image `pause`.
+    pub fn start_with_cri(pause: &str) -> Result<Self> {
+        Self::configured(Some(pause))
+    }
+
+    fn configured(pause: Option<&str>) -> Result<Self> {
         let scratch = Scratch::new()?;
         let directory = scratch.path().display();
+        let (cri, disabled) = match pause {
+            Some(pause) => (cri_config(pause, scratch.path()), ""),
+            None => (String::new(), r#""io.containerd.grpc.v1.cri","#),
+        };
         // What is disabled here either needs a network, or probes the machine's block devices, or
         // would write outside the directory.
         let config = format!(
@@ -39,7 +52,7 @@ impl Containerd {
 root = "{directory}/root"
 state = "{directory}/state"
 disabled_plugins = [
-    "io.containerd.grpc.v1.cri",
+    {disabled}
     "io.containerd.nri.v1.nri",
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs",
@@ -52,7 +65,7 @@ address = "{directory}/containerd.sock"
 address = "{directory}/containerd.sock.ttrpc"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{directory}/opt"
-"#
+{cri}"#
         );
         fs::write(scratch.path().join("config.toml"), config)?;
         let containerd = Self {
@@ -245,6 +258,25 @@ path = "{directory}/opt"
         }
         command
     }
+}
+
+/// The CRI plugin's part, with everything in the directory that it would have elsewhere.
+fn cri_config(pause: &str, directory: &Path) -> String {
+    let directory = directory.display();
+    format!(
+        r#"[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{pause}"
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{directory}/cni"
+conf_dir = "{directory}/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+Root = "{directory}/runc"
+"#
+    )
 }
 
 /// What to run, as `ctr run` takes it.

@@ -3,6 +3,7 @@
 pub mod alerts;
 pub mod bench;
 pub mod containerd;
+pub mod cri;
 pub mod daemon;
 pub mod evasions;
 pub mod image;
