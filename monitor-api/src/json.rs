@@ -234,6 +234,17 @@ pub fn status(status: &v1::Status) -> Value {
             "overflows": changes.overflows,
             "unfollowed": changes.unfollowed,
         })),
+        "index": status.index.as_ref().map(|index| json!({
+            "images_in_memory": index.images_in_memory,
+            "layers_in_memory": index.layers_in_memory,
+            "memory_bytes": index.memory_bytes,
+            "layers_on_disk": index.layers_on_disk,
+            "from_disk": index.from_disk,
+            "from_blobs": index.from_blobs,
+            "from_directories": index.from_directories,
+            "corrupt": index.corrupt,
+            "failed": index.failed,
+        })),
         "coverage": status.coverage.as_ref().map(|coverage| json!({
             "gaps": coverage.gaps,
             "self_check": coverage.self_check.as_ref().map(|check| json!({

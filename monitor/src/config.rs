@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -47,6 +48,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// What the names in clients' certificates may do.
     pub roles: Roles,
+    /// Address of this machine alone to serve metrics and probes on; nowhere if left out.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// How long alerts are kept on disk: until either bound.
@@ -92,6 +95,7 @@ impl Default for Config {
             journal: Journal::default(),
             tls: None,
             roles: Roles::default(),
+            metrics: None,
         }
     }
 }
@@ -137,6 +141,11 @@ pub enum ValueError {
         "listen: {0} needs names of clients below [roles]: observer, operator or responder = [\"NAME\"]"
     )]
     NoRoles(String),
+    /// Whoever reaches it may read.
+    #[error(
+        "metrics: {0} can be reached from elsewhere, and whoever reaches it may read; give 127.0.0.1:PORT or [::1]:PORT, and put a proxy before it if needed"
+    )]
+    NotLocal(SocketAddr),
     /// Nothing where something is needed.
     #[error("{0} is empty; leave it out, or give a value")]
     Empty(&'static str),
@@ -209,6 +218,9 @@ impl Config {
                 Err(error) => return Err(ValueError::Listen(error.to_string())),
             }
         }
+        if let Some(address) = self.metrics.filter(|address| !address.ip().is_loopback()) {
+            return Err(ValueError::NotLocal(address));
+        }
         let Journal {
             bytes_max,
             days_max,
@@ -272,6 +284,10 @@ mod tests {
         check(&format!("{tls}\n[roles]\nobserver = ['soc']"), Ok(""));
         check("tls.key = '/a'", Err("missing field `certificate`"));
         check("roles.admin = []", Err("`observer`"));
+        check("metrics = '127.0.0.1:9117'", Ok(""));
+        check("metrics = '[::1]:0'", Ok(""));
+        check("metrics = '0.0.0.0:9117'", Err("from elsewhere"));
+        check("metrics = 'localhost'", Err("metrics = 'localhost'"));
         check("listen = []", Err("listen is empty"));
         check("node = ''", Err("node is empty"));
         check("state = 'relative'", Err("not an absolute path"));

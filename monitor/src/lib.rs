@@ -16,5 +16,6 @@ pub mod detect;
 pub mod digest;
 pub mod doctor;
 pub mod image;
+pub mod metrics;
 pub mod sensor;
 pub mod verify;

@@ -90,7 +90,7 @@ struct Layer {
     rooms: &'static [&'static str],
 }
 
-const LAYERS: [Layer; 3] = [
+const LAYERS: [Layer; 4] = [
     Layer {
         name: "aya",
         rooms: &["sensor"],
@@ -103,6 +103,10 @@ const LAYERS: [Layer; 3] = [
         name: "tonic",
         // containerd-client hands out tonic's types.
         rooms: &["api", "ctl", "bin", "containerd", "containerd.rs"],
+    },
+    Layer {
+        name: "hyper",
+        rooms: &["metrics"],
     },
 ];
 

@@ -48,6 +48,7 @@ use crate::{
     containerd,
     containers::{hierarchy::Hierarchy, inventory::Inventory, watch as containerd_watch},
     image::store::ImageStore,
+    metrics,
     sensor::{
         Sensor,
         pins::{Pins, PinsError},
@@ -122,6 +123,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .map(|address| Ok(api::Listener::bind(&address.parse()?, security.as_ref())?))
         .collect::<anyhow::Result<Vec<_>>>()?;
 
+    let metrics = config.metrics.map(metrics::Listener::bind).transpose()?;
+
     // Last of what can fail, since from here on it sends events, which nobody takes yet.
     let (events_in, events) = mpsc::channel(EVENTS_MAX);
     let sensor = Sensor::start(events_in, pins)?;
@@ -193,14 +196,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         watched_since,
         comparisons: Arc::new(Semaphore::new(verify::COMPARISONS_MAX)),
     };
-    let mut serving = tokio::spawn(api::serve(
-        listeners,
-        security,
+    let account = Arc::new(api::Account::new(
         Arc::new(answers),
         log.clone(),
         ready.clone(),
-        api_stops,
+        security,
     ));
+    if let Some(listener) = metrics {
+        // Nothing hangs on its end.
+        tokio::spawn(metrics::serve(
+            listener,
+            Arc::clone(&account),
+            api_stops.clone(),
+        ));
+    }
+    let mut serving = tokio::spawn(api::serve(listeners, account, api_stops));
     let announcing = tokio::spawn(announce(ready));
 
     // None of the tasks ends by itself; one that does has failed, and the daemon would be blind.

@@ -18,6 +18,7 @@ use crate::{
     image::{
         contents::{Contents, Evidence, Found},
         layer::EntryKind,
+        store::Stats,
     },
     sensor::{
         account::Account,
@@ -319,6 +320,7 @@ impl Node for NodeView {
         ])
         .into_iter()
         .collect();
+        status.index = Some(index(&stats));
         let Some(snapshot) = self.snapshot().await else {
             return status;
         };
@@ -496,6 +498,20 @@ fn kernel_release() -> String {
 }
 
 /// A kind of event: what sees it, and its account.
+fn index(stats: &Stats) -> v1::status::Index {
+    v1::status::Index {
+        images_in_memory: stats.images_in_memory as u64,
+        layers_in_memory: stats.layers_in_memory as u64,
+        memory_bytes: stats.memory_bytes as u64,
+        layers_on_disk: stats.layers_on_disk as u64,
+        from_disk: stats.loaded,
+        from_blobs: stats.built,
+        from_directories: stats.unpacked,
+        corrupt: stats.rebuilt,
+        failed: stats.failed,
+    }
+}
+
 fn hook(choice: &Choice, account: &Account) -> v1::status::Hook {
     let account = account.hook(choice.kind);
     let counters = account.counters;

@@ -9,12 +9,13 @@ mod reader;
 mod shared;
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex},
 };
 
 use jiff::Timestamp;
-use monitor_api::v1::Alert;
+use monitor_api::v1::{Alert, Severity};
 
 use super::consumers::Consumers;
 use super::journal::{Recovered, Retention, Writer, boot_id, recover};
@@ -80,8 +81,8 @@ pub struct Summary {
     pub newest: u64,
     /// The newest cursor that survives the node; 0 if there is none.
     pub durable: u64,
-    /// Alerts appended by this daemon, by kind.
-    pub by_kind: std::collections::BTreeMap<String, u64>,
+    /// Alerts and revisions of them appended by this daemon, by kind and severity.
+    pub by_kind: BTreeMap<(String, Severity), u64>,
     /// Alerts that readers were told had expired, summed over readers.
     pub expired_unread: u64,
     /// Bytes of the journal's segments.

@@ -17,4 +17,4 @@ pub use aggregate::Aggregator;
 pub use build::{NodeFacts, boot_time, build};
 pub use filter::{Filter, FilterError};
 pub use journal::{GapReason, Retention, boot_id};
-pub use log::{AlertLog, AlertReader, Delivery, Next, Start};
+pub use log::{AlertLog, AlertReader, Delivery, Next, Start, Summary};

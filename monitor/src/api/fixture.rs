@@ -15,8 +15,8 @@ use tokio::{
 };
 
 use super::{
-    Address, ContentsError, CoverageError, ImageContents, Listener, Node, Security, ServeError,
-    VerifyError, serve,
+    Account, Address, ContentsError, CoverageError, ImageContents, Listener, Node, Security,
+    ServeError, VerifyError, serve,
 };
 use crate::alerts::AlertLog;
 
@@ -212,14 +212,8 @@ impl Fixture {
         let (shutdown, is_shutdown) = watch::channel(false);
         let listener = Listener::bind(address, security.as_ref()).unwrap();
         let address = listener.address();
-        let server = tokio::spawn(serve(
-            vec![listener],
-            security,
-            Arc::new(StubNode),
-            log.clone(),
-            is_ready,
-            is_shutdown,
-        ));
+        let account = Account::new(Arc::new(StubNode), log.clone(), is_ready, security);
+        let server = tokio::spawn(serve(vec![listener], Arc::new(account), is_shutdown));
         Self {
             directory,
             address,

@@ -3,6 +3,7 @@
 //! [`listener`] makes the sockets and tells who calls, [`server`] runs tonic on it, [`service`] answers; what it answers
 //! from is behind [`Node`], which the owner of the inventory implements.
 
+mod account;
 pub mod address;
 mod alerts;
 pub mod caller;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use monitor_api::v1;
 use tokio::sync::mpsc;
 
+pub use account::Account;
 pub use address::Address;
 pub use caller::Roles;
 pub use listener::{BindError, Listener, Security};

@@ -3,10 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,7 +11,7 @@ use std::{
 use monitor_api::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX, v1::monitor_server::MonitorServer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -28,13 +25,12 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use super::{
-    CONNECTIONS_MAX, DRAIN_TIME_MAX, KEEPALIVE_INTERVAL, Listener, Node,
-    STREAMS_PER_CONNECTION_MAX,
+    CONNECTIONS_MAX, DRAIN_TIME_MAX, KEEPALIVE_INTERVAL, Listener, STREAMS_PER_CONNECTION_MAX,
+    account::Account,
     caller::Caller,
-    listener::{Accepted, Bytes, Security},
+    listener::{Accepted, Bytes},
     service::Service,
 };
-use crate::alerts::AlertLog;
 
 /// Wait before accepting again after the system refused, such as for want of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -53,68 +49,20 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// The connections of a server and its account of them.
-#[derive(Debug)]
-pub(super) struct Connections {
-    free: Arc<Semaphore>,
-    refused: AtomicU64,
-    unidentified: AtomicU64,
-    security: Option<Arc<Security>>,
-}
-
-impl Connections {
-    pub(super) fn new(security: Option<Arc<Security>>) -> Self {
-        Self {
-            free: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            refused: AtomicU64::new(0),
-            unidentified: AtomicU64::new(0),
-            security,
-        }
-    }
-
-    pub(super) fn open(&self) -> u64 {
-        let open = CONNECTIONS_MAX.saturating_sub(self.free.available_permits());
-        u64::try_from(open).unwrap_or(u64::MAX)
-    }
-
-    pub(super) fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn unidentified(&self) -> u64 {
-        self.unidentified.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn tls_reload_failures(&self) -> u64 {
-        let security = self.security.as_ref();
-        security.map_or(0, |security| security.tls.reload_failures())
-    }
-}
-
 /// Serves the API on `listeners` until `shutdown` is true or its sender is gone. Then open alert
-/// streams are given what is in `log`, for at most [`DRAIN_TIME_MAX`], and end with UNAVAILABLE.
-/// Health says SERVING while `ready` is true. The sockets' files are gone when this returns.
+/// streams are given what is in the log, for at most [`DRAIN_TIME_MAX`], and end with UNAVAILABLE.
+/// Health says SERVING while the account is ready. The sockets' files are gone when this returns.
 ///
 /// # Errors
 ///
 /// See [`ServeError`].
 pub async fn serve(
     listeners: Vec<Listener>,
-    security: Option<Arc<Security>>,
-    node: Arc<dyn Node>,
-    log: AlertLog,
-    ready: watch::Receiver<bool>,
+    account: Arc<Account>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let connections = Arc::new(Connections::new(security));
-    let consumers = Arc::clone(log.consumers());
-    let service = Service::new(
-        node,
-        log,
-        ready.clone(),
-        shutdown.clone(),
-        Arc::clone(&connections),
-    );
+    let consumers = Arc::clone(account.log.consumers());
+    let service = Service::new(Arc::clone(&account), shutdown.clone());
     let service = MonitorServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -136,10 +84,10 @@ pub async fn serve(
     let mut tasks = JoinSet::new();
     for listener in listeners {
         info!(address = %listener.address(), "the API listens");
-        tasks.spawn(accept(listener, Arc::clone(&connections), accepted.clone()));
+        tasks.spawn(accept(listener, Arc::clone(&account), accepted.clone()));
     }
     drop(accepted);
-    tasks.spawn(follow_ready(reporter.clone(), ready));
+    tasks.spawn(follow_ready(reporter.clone(), account.ready()));
     let saving = Arc::clone(&consumers);
     tasks.spawn(async move { saving.run().await });
 
@@ -169,7 +117,7 @@ pub async fn serve(
     match timeout(DRAIN_TIME_MAX, server).await {
         Ok(result) => result?,
         Err(_) => {
-            let open = connections.open();
+            let open = account.connections.open();
             warn!(
                 open,
                 "clients did not take their last alerts in time; their streams are cut"
@@ -184,7 +132,7 @@ pub async fn serve(
 
 async fn accept(
     listener: Listener,
-    connections: Arc<Connections>,
+    account: Arc<Account>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
     // At most one for each connection that may be open; they end with the listener.
@@ -199,8 +147,8 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&connections.free).try_acquire_owned() else {
-            let refused = connections.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        let Ok(permit) = Arc::clone(&account.connections.free).try_acquire_owned() else {
+            let refused = account.connections.refused.fetch_add(1, Ordering::Relaxed) + 1;
             warn!(
                 limit = CONNECTIONS_MAX,
                 refused, "too many API connections; one was closed"
@@ -210,7 +158,7 @@ async fn accept(
         identifying.spawn(identify(
             stream,
             permit,
-            Arc::clone(&connections),
+            Arc::clone(&account),
             accepted.clone(),
         ));
     }
@@ -220,7 +168,7 @@ async fn accept(
 async fn identify(
     stream: Accepted,
     permit: OwnedSemaphorePermit,
-    connections: Arc<Connections>,
+    account: Arc<Account>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
     match stream.identify().await {
@@ -234,7 +182,8 @@ async fn identify(
             let _ = accepted.send(Ok(connection)).await;
         }
         Err(error) => {
-            connections.unidentified.fetch_add(1, Ordering::Relaxed);
+            let unidentified = &account.connections.unidentified;
+            unidentified.fetch_add(1, Ordering::Relaxed);
             warn!(%error, "an API connection was closed: it is not known who calls");
         }
     }

@@ -1,23 +1,17 @@
 //! What each call of the service does.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{pin::Pin, sync::Arc};
 
 use jiff::Timestamp;
 use monitor_api::v1::{
-    self, AlertsRequest, AlertsResponse, ContainersRequest, ContainersResponse, CoverageRequest,
+    AlertsRequest, AlertsResponse, ContainersRequest, ContainersResponse, CoverageRequest,
     CoverageResponse, GetAlertRequest, GetAlertResponse, ImageContentsRequest,
     ImageContentsResponse, ImageUsageRequest, ImageUsageResponse, ImagesRequest, ImagesResponse,
     ListAlertsRequest, ListAlertsResponse, StatusRequest, StatusResponse, VerifyContainerRequest,
     VerifyContainerResponse, VerifyImageRequest, VerifyImageResponse, monitor_server::Monitor,
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::timeout,
 };
 use tokio_stream::{Stream, StreamExt as _, iter, wrappers::ReceiverStream};
@@ -26,11 +20,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     ALERT_STREAMS_MAX, ContentsError, CoverageError, ENTRIES_PER_MESSAGE_MAX, ImageContents, Node,
     REQUEST_TIME_MAX, STREAM_AHEAD_MAX, VerifyError,
+    account::Account,
     alerts::{self, AlertStream},
-    process,
-    server::Connections,
 };
-use crate::alerts::{AlertLog, build::timestamp};
+use crate::alerts::AlertLog;
 
 /// Most bytes of a path in a request; Linux takes no longer ones.
 const PATH_BYTES_MAX: usize = 4096;
@@ -44,73 +37,23 @@ const CONTAINER_BYTES_MAX: usize = 256;
 
 /// Answers calls.
 pub(super) struct Service {
-    node: Arc<dyn Node>,
-    log: AlertLog,
-    ready: watch::Receiver<bool>,
+    account: Arc<Account>,
     shutdown: watch::Receiver<bool>,
-    started_at: Timestamp,
-    connections: Arc<Connections>,
-    streams: Arc<Semaphore>,
-    streams_refused: AtomicU64,
 }
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
-    pub(super) fn new(
-        node: Arc<dyn Node>,
-        log: AlertLog,
-        ready: watch::Receiver<bool>,
-        shutdown: watch::Receiver<bool>,
-        connections: Arc<Connections>,
-    ) -> Self {
-        Self {
-            node,
-            log,
-            ready,
-            shutdown,
-            started_at: Timestamp::now(),
-            connections,
-            streams: Arc::new(Semaphore::new(ALERT_STREAMS_MAX)),
-            streams_refused: AtomicU64::new(0),
-        }
+    pub(super) fn new(account: Arc<Account>, shutdown: watch::Receiver<bool>) -> Self {
+        Self { account, shutdown }
     }
 
-    /// What the API knows better than the node.
-    fn complete(&self, mut status: v1::Status) -> v1::Status {
-        let log = self.log.summary();
-        let open = ALERT_STREAMS_MAX.saturating_sub(self.streams.available_permits());
-        let mut consumers = self.log.consumers().all();
-        consumers.retain(|_, at| at.journal == self.log.journal());
-        status.version = env!("CARGO_PKG_VERSION").to_owned();
-        status.started_at = Some(timestamp(self.started_at));
-        status.ready = *self.ready.borrow();
-        status.alerts = Some(v1::status::Alerts {
-            journal: self.log.journal().to_owned(),
-            oldest_cursor: log.oldest,
-            newest_cursor: log.newest,
-            by_kind: log.by_kind.into_iter().collect(),
-            durable_cursor: log.durable,
-            journal_bytes: log.bytes,
-            memory_only_since: log.memory_only.as_ref().map(|(since, _)| timestamp(*since)),
-            memory_only: log.memory_only.map_or(String::new(), |(_, reason)| reason),
-            lost: log.lost,
-            consumers: consumers
-                .into_iter()
-                .map(|(name, at)| (name, at.cursor))
-                .collect(),
-        });
-        status.api = Some(v1::status::Api {
-            connections: self.connections.open(),
-            connections_refused: self.connections.refused(),
-            alert_streams: u64::try_from(open).unwrap_or(u64::MAX),
-            alert_streams_refused: self.streams_refused.load(Ordering::Relaxed),
-            alerts_expired: log.expired_unread,
-            connections_unidentified: self.connections.unidentified(),
-            tls_reload_failures: self.connections.tls_reload_failures(),
-        });
-        status.memory_resident_bytes = process::resident_bytes();
-        status
+    fn node(&self) -> &dyn Node {
+        self.account.node.as_ref()
+    }
+
+    fn log(&self) -> &AlertLog {
+        &self.account.log
     }
 }
 
@@ -128,15 +71,14 @@ impl Monitor for Service {
         &self,
         request: Request<Streaming<AlertsRequest>>,
     ) -> Result<Response<Self::AlertsStream>, Status> {
-        let Ok(permit) = Arc::clone(&self.streams).try_acquire_owned() else {
-            self.streams_refused.fetch_add(1, Ordering::Relaxed);
-            return Err(Status::resource_exhausted(format!(
+        let permit = self.account.begin_stream().ok_or_else(|| {
+            Status::resource_exhausted(format!(
                 "{ALERT_STREAMS_MAX} alert streams are open, which is the limit; close one"
-            )));
-        };
+            ))
+        })?;
         let (send, receive) = mpsc::channel(STREAM_AHEAD_MAX);
         let stream = AlertStream {
-            log: self.log.clone(),
+            log: self.log().clone(),
             requests: request.into_inner(),
             responses: send,
             shutdown: self.shutdown.clone(),
@@ -152,7 +94,7 @@ impl Monitor for Service {
         &self,
         request: Request<ListAlertsRequest>,
     ) -> Result<Response<ListAlertsResponse>, Status> {
-        let page = within(alerts::list(&self.log, &request.into_inner())).await??;
+        let page = within(alerts::list(self.log(), &request.into_inner())).await??;
         Ok(Response::new(page))
     }
 
@@ -160,7 +102,7 @@ impl Monitor for Service {
         &self,
         request: Request<GetAlertRequest>,
     ) -> Result<Response<GetAlertResponse>, Status> {
-        let found = alerts::get(&self.log, &request.into_inner()).await?;
+        let found = alerts::get(self.log(), &request.into_inner()).await?;
         Ok(Response::new(found))
     }
 
@@ -168,7 +110,7 @@ impl Monitor for Service {
         &self,
         _: Request<ContainersRequest>,
     ) -> Result<Response<Self::ContainersStream>, Status> {
-        let containers = within(self.node.containers()).await?;
+        let containers = within(self.node().containers()).await?;
         let one = |container| {
             Ok(ContainersResponse {
                 container: Some(container),
@@ -183,7 +125,7 @@ impl Monitor for Service {
         &self,
         _: Request<ImagesRequest>,
     ) -> Result<Response<Self::ImagesStream>, Status> {
-        let images = within(self.node.images()).await?;
+        let images = within(self.node().images()).await?;
         let one = |image| Ok(ImagesResponse { image: Some(image) });
         Ok(Response::new(Box::pin(iter(images.into_iter().map(one)))))
     }
@@ -200,7 +142,7 @@ impl Monitor for Service {
             )));
         }
         let path = (!path.is_empty()).then_some(path.as_slice());
-        let contents = within(self.node.image_contents(&image, path)).await??;
+        let contents = within(self.node().image_contents(&image, path)).await??;
         Ok(Response::new(Box::pin(iter(
             Batches {
                 contents,
@@ -216,7 +158,7 @@ impl Monitor for Service {
     ) -> Result<Response<Self::VerifyContainerStream>, Status> {
         let VerifyContainerRequest { container } = request.into_inner();
         check_length("container", &container, CONTAINER_BYTES_MAX)?;
-        let told = within(self.node.verify_container(&container)).await??;
+        let told = within(self.node().verify_container(&container)).await??;
         let stream = ReceiverStream::new(told).map(Ok);
         Ok(Response::new(Box::pin(stream)))
     }
@@ -227,7 +169,7 @@ impl Monitor for Service {
     ) -> Result<Response<Self::VerifyImageStream>, Status> {
         let VerifyImageRequest { image } = request.into_inner();
         check_length("image", &image, IMAGE_BYTES_MAX)?;
-        let told = within(self.node.verify_image(&image)).await??;
+        let told = within(self.node().verify_image(&image)).await??;
         let stream = ReceiverStream::new(told).map(Ok);
         Ok(Response::new(Box::pin(stream)))
     }
@@ -236,7 +178,7 @@ impl Monitor for Service {
         &self,
         _: Request<ImageUsageRequest>,
     ) -> Result<Response<Self::ImageUsageStream>, Status> {
-        let usage = within(self.node.image_usage()).await?;
+        let usage = within(self.node().image_usage()).await?;
         Ok(Response::new(Box::pin(iter(usage.into_iter().map(Ok)))))
     }
 
@@ -251,12 +193,12 @@ impl Monitor for Service {
         } = request.into_inner();
         check_length("container", &container, CONTAINER_BYTES_MAX)?;
         let (from, to) = (read_time("from", from)?, read_time("to", to)?);
-        let covered = within(self.node.coverage(&container, from, to)).await??;
+        let covered = within(self.node().coverage(&container, from, to)).await??;
         Ok(Response::new(covered))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let status = self.complete(within(self.node.status()).await?);
+        let status = within(self.account.status()).await?;
         Ok(Response::new(StatusResponse {
             status: Some(status),
         }))

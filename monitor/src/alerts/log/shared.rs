@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use monitor_api::v1::Alert;
+use monitor_api::v1::{Alert, Severity};
 use prost::Message as _;
 use tokio::sync::watch;
 use ulid::Ulid;
@@ -68,7 +68,7 @@ pub(in crate::alerts) struct Kept {
     pub(in crate::alerts) failure: Option<Failure>,
     pub(in crate::alerts) is_stopping: bool,
     has_no_disk: bool,
-    pub(super) by_kind: BTreeMap<String, u64>,
+    pub(super) by_kind: BTreeMap<(String, Severity), u64>,
     pub(super) expired_unread: u64,
     pub(in crate::alerts) lost: u64,
 }
@@ -118,7 +118,8 @@ impl Kept {
     }
 
     pub(super) fn push(&mut self, alert: Alert, alerts_max: usize, bytes_max: usize) {
-        *self.by_kind.entry(alert.kind.clone()).or_default() += 1;
+        let kind = (alert.kind.clone(), alert.severity());
+        *self.by_kind.entry(kind).or_default() += 1;
         self.newest = alert.cursor;
         self.alerts_bytes += alert.encoded_len();
         self.alerts.push_back(Arc::new(alert));

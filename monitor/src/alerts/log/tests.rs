@@ -132,7 +132,8 @@ fn the_summary_counts_what_expired_as_well() {
         .subscribe(Start::After(1), Delivery::Written)
         .unwrap_or_else(|error| panic!("{error}"));
     drain(&mut reader);
-    let by_kind = [("exec_added".to_owned(), 5), ("exec_memory".to_owned(), 1)];
+    let by_kind = [("exec_added", 5), ("exec_memory", 1)]
+        .map(|(kind, count)| ((kind.to_owned(), Severity::Unspecified), count));
     assert_eq!(
         log.summary(),
         Summary {
