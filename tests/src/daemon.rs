@@ -63,15 +63,21 @@ impl Daemon {
 
     /// The same with hooks that stay in the kernel, in `pins`.
     pub fn start_pinned(containerd: &Path, directory: &Path, pins: &Path) -> Result<Self> {
+        let mut command = Self::pinned_command(containerd, directory, pins)?;
+        let daemon = Self::spawn(&mut command, directory)?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// The command that [`Daemon::start_pinned`] uses, to be changed.
+    pub fn pinned_command(containerd: &Path, directory: &Path, pins: &Path) -> Result<Command> {
         let arguments = Self::arguments(containerd, directory);
         let mut command = Command::new(program("MONITORD", "monitord")?);
         command
             .args(arguments.iter().filter(|word| *word != "--no-pin"))
             .arg("--pin-directory")
             .arg(pins);
-        let daemon = Self::spawn(&mut command, directory)?;
-        daemon.wait_ready()?;
-        Ok(daemon)
+        Ok(command)
     }
 
     /// The command that [`Daemon::start`] uses, to be changed.
@@ -196,6 +202,17 @@ impl Daemon {
         let hook = hooks.find(|hook| text(hook, "/event") == Some(event));
         hook.cloned()
             .with_context(|| format!("no hook for {event}: {status:#}"))
+    }
+
+    /// How many events of a kind the hooks count as lost.
+    pub fn lost(&self, event: &str) -> Result<u64> {
+        let hook = self.hook(event)?;
+        let causes = ["ring_full", "map_full", "unreadable", "recursion_misses"];
+        let counts = causes.map(|cause| {
+            let count = hook.get(cause).and_then(Value::as_u64);
+            count.with_context(|| format!("no {cause} in {hook}"))
+        });
+        counts.into_iter().sum()
     }
 
     /// Waits for a moment at which all that the hooks saw has been judged.

@@ -1,14 +1,19 @@
 //! The harness of the tests that cross crates: real containerd, real images, the real daemon.
 
 pub mod alerts;
+pub mod authority;
 pub mod bench;
+pub mod bpffs;
+pub mod consumers;
 pub mod containerd;
 pub mod cri;
 pub mod daemon;
 pub mod evasions;
+pub mod http;
 pub mod image;
 pub mod layer;
 pub mod poll;
 pub mod scratch;
 pub mod skip;
+pub mod stream;
 pub mod world;

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
     alerts::{summary, text},
+    bpffs::Bpffs,
     containerd::{Containerd, Run, output},
     daemon::{Daemon, program},
     image::{self, PROBE_PATH},
@@ -32,24 +33,6 @@ const ROUNDS: usize = 4;
 /// How long nobody watches, at least.
 const DOWNTIME: Duration = Duration::from_secs(3);
 
-/// A bpffs of its own: what is pinned there goes with it.
-struct Bpffs(PathBuf);
-
-impl Bpffs {
-    fn mount(path: PathBuf) -> Result<Self> {
-        fs::create_dir(&path)?;
-        output(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&path))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        // Lazily: a killed daemon may not be gone yet.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 /// A containerd, a container that waits, and a bpffs of their own.
 struct Stage {
     _bpffs: Bpffs,
@@ -69,7 +52,7 @@ impl Stage {
         containerd.start_container(&run)?;
         Ok(Self {
             directory: containerd.directory().join("monitord"),
-            pins: bpffs.0.join("monitord"),
+            pins: bpffs.path().join("monitord"),
             _bpffs: bpffs,
             containerd,
             _alone: alone,

@@ -3,37 +3,15 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::Value;
 use tests::{
     alerts::text,
+    authority::Authority,
     containerd::{Containerd, Run, output},
     daemon::{Daemon, program},
     image, require,
     world::{Alone, BASE},
 };
-
-type Authority = CertifiedIssuer<'static, KeyPair>;
-
-fn authority() -> Result<Authority> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // OpenSSL takes a certificate whose subject is its issuer's for self-signed.
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "authority");
-    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
-}
-
-/// Writes `NAME.crt` and `NAME.key`.
-fn issue(authority: &Authority, name: &str, directory: &Path) -> Result<()> {
-    let key = KeyPair::generate()?;
-    let params = CertificateParams::new(vec![name.to_owned()])?;
-    let certificate = params.signed_by(&key, authority)?;
-    fs::write(directory.join(format!("{name}.crt")), certificate.pem())?;
-    fs::write(directory.join(format!("{name}.key")), key.serialize_pem())?;
-    Ok(())
-}
 
 /// The address by TCP that the daemon's log tells, with the port that was free.
 fn listens_at(log: &str) -> Option<String> {
@@ -57,10 +35,10 @@ impl Served {
         let alone = Alone::wait();
         let containerd = Containerd::start()?;
         let directory = containerd.directory();
-        let ca = authority()?;
-        fs::write(directory.join("ca.crt"), ca.pem())?;
+        let authority = Authority::new()?;
+        authority.write(directory)?;
         for name in ["127.0.0.1", "soc.example", "guest.example"] {
-            issue(&ca, name, directory)?;
+            authority.issue(name, directory)?;
         }
         let shown = directory.display();
         let config = directory.join("config.toml");

@@ -62,6 +62,9 @@ const USAGE: &str = "usage: probe COMMAND
                            make so many files in DIRECTORY and open each so often
   open-at-rate RATE SECONDS DIRECTORY
                            open files in DIRECTORY for so long, so many a second
+  open-credentials COUNT RATE DIRECTORY
+                           open the same file under COUNT names that are those of credentials,
+                           RATE a second
   openat2 PATH             open PATH by openat2
   creat PATH               cut PATH to nothing by creat
   int80-open PATH          open PATH by a 32-bit system call
@@ -158,6 +161,9 @@ fn run(arguments: &[OsString]) -> Result<()> {
         }
         (b"open-at-rate", [rate, seconds, directory]) => {
             opens::at_rate(directory, number(rate)?, number(seconds)?)
+        }
+        (b"open-credentials", [count, rate, directory]) => {
+            opens::credentials(directory, number(count)?, number(rate)?)
         }
         (b"openat2", [path]) => opens::openat2(path),
         (b"creat", [path]) => opens::creat(path),

@@ -3,7 +3,7 @@
 use std::{
     arch::asm,
     ffi::{CString, OsStr},
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, IoSliceMut},
     num::NonZeroUsize,
     os::{
@@ -51,6 +51,33 @@ pub(crate) fn many(directory: &OsStr, files: usize, rounds: usize) -> Result<()>
                 File::open(&path)
             };
             opened.with_context(|| format!("cannot open {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens one file so often, each time under another name that is one of credentials, and so many a
+/// second: the cheapest thing of which each is an alert of its own.
+pub(crate) fn credentials(directory: &OsStr, count: usize, rate: usize) -> Result<()> {
+    /// Opens between two looks at the clock.
+    const BATCH: usize = 20;
+    let directory = Path::new(directory);
+    let home = |number: usize| directory.join(format!("home{number}"));
+    fs::create_dir_all(home(0).join(".kube"))?;
+    File::create(home(0).join(".kube/config.new"))?;
+    // Not under its name: that would be one more.
+    fs::rename(
+        home(0).join(".kube/config.new"),
+        home(0).join(".kube/config"),
+    )?;
+    let start = Instant::now();
+    for number in 1..=count {
+        fs::rename(home(number - 1), home(number))?;
+        let path = home(number).join(".kube/config");
+        File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        if number % BATCH == 0 {
+            let due = Duration::from_secs(1) * u32::try_from(number)? / u32::try_from(rate)?;
+            thread::sleep(due.saturating_sub(start.elapsed()));
         }
     }
     Ok(())

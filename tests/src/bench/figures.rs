@@ -1,7 +1,7 @@
 //! What is made of samples.
 
 /// The sample that this part (0 to 1) of all does not exceed.
-pub(super) fn quantile(samples: &mut [f64], part: f64) -> f64 {
+pub(crate) fn quantile(samples: &mut [f64], part: f64) -> f64 {
     samples.sort_by(f64::total_cmp);
     #[expect(
         clippy::cast_possible_truncation,

@@ -1,13 +1,19 @@
 //! Figures, as ratios measured by turns in one run. `cargo xtask bench` runs them.
 
+mod consumers;
 mod figures;
+mod flood;
 mod latency;
 mod opens;
+mod stream;
 mod tracer;
 
 use anyhow::{Result, bail};
 
-/// Measures one, and prints its figures: `opens` or `latency`.
+pub(crate) use figures::quantile;
+
+/// Measures one, and prints its figures: `opens`, `latency`, `stream`,
+/// `consumers` or `flood`.
 ///
 /// # Errors
 ///
@@ -16,6 +22,9 @@ pub fn run(name: &str) -> Result<()> {
     match name {
         "opens" => opens::run(),
         "latency" => latency::run(),
+        "stream" => stream::run(),
+        "consumers" => consumers::run(),
+        "flood" => flood::run(),
         _ => bail!("there are no figures of that name"),
     }
 }

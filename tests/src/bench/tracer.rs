@@ -13,7 +13,6 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::Value;
 
 use crate::{
     containerd::{Containerd, Process, output as output_of},
@@ -89,23 +88,13 @@ impl Watching {
             Self::Nobody => Ok(0),
             Self::Monitord(daemon) => {
                 daemon.wait_all_judged()?;
-                let lost = lost(&daemon.hook("open")?)?;
+                let lost = daemon.lost("open")?;
                 daemon.stop()?;
                 Ok(lost)
             }
             Self::Printing(printing) => Ok(opens.saturating_sub(printing.seen(part)?)),
         }
     }
-}
-
-/// What monitord counts as lost of opens.
-fn lost(hook: &Value) -> Result<u64> {
-    let causes = ["ring_full", "map_full", "unreadable", "recursion_misses"];
-    let counts = causes.map(|cause| {
-        let count = hook.get(cause).and_then(Value::as_u64);
-        count.with_context(|| format!("no {cause} in {hook}"))
-    });
-    counts.into_iter().sum()
 }
 
 /// A program that prints a line per open to a file.

@@ -144,6 +144,12 @@ fn resume(head: &Head, last: Option<&Last>, boot: [u8; 16]) -> (u64, Option<GapR
     let newest = head.reserved.max(written);
     let is_same_boot = head.boot == boot;
     let is_short = written < head.newest && (head.is_clean || is_same_boot);
+    // A kill in the middle of a write leaves a part of it. Readers are given nothing before it is
+    // noted as written, so they have nothing of that.
+    let is_killed = is_same_boot && !head.is_clean && !head.is_memory_only;
+    if is_killed && !is_short && last.is_some() {
+        return (written, None);
+    }
     // A segment is there from the first moment on, and the newest is never removed.
     if is_short || last.is_none_or(|last| last.is_cut) {
         warn!(
@@ -152,7 +158,7 @@ fn resume(head: &Head, last: Option<&Last>, boot: [u8; 16]) -> (u64, Option<GapR
         );
         return (newest, Some(GapReason::Damaged));
     }
-    if head.is_clean || (is_same_boot && !head.is_memory_only) {
+    if head.is_clean {
         return (written, None);
     }
     warn!(

@@ -178,6 +178,28 @@ fn a_killed_daemon_goes_on_where_it_was_and_a_killed_node_beyond() {
 }
 
 #[test]
+fn a_write_that_a_kill_cuts_leaves_no_gap() {
+    let directory = scratch();
+    let log = open(directory.path(), BOOT);
+    append(&log, 1..=3);
+    let left = killed(&log, directory.path());
+    append(&log, 4..=4);
+    log.close();
+    // What the fourth alert's write had come to.
+    let [whole, written] = [directory.path(), left.path()]
+        .map(|directory| fs::read(segments(directory).remove(0)).unwrap());
+    for length in written.len()..whole.len() {
+        let copy = copy(left.path());
+        fs::write(segments(copy.path()).remove(0), &whole[..length]).unwrap();
+        let again = open(copy.path(), BOOT);
+        assert_eq!(append(&again, [5]), [4], "{length}");
+        again.close();
+        let said = ["1=1", "2=2", "3=3", "4=5"];
+        assert_eq!(read(&again, Start::After(0)), said, "{length}");
+    }
+}
+
+#[test]
 fn a_lost_directory_is_another_journal() {
     let directory = scratch();
     let log = open(directory.path(), BOOT);
@@ -343,11 +365,13 @@ fn a_journal_cut_at_any_byte_opens_and_says_nothing_wrong() {
         fs::write(&path, longer).unwrap();
         check_sound(copy.path(), &written);
     }
+    println!("{} cuts of {} bytes", whole.len() + 3, whole.len());
 }
 
 #[test]
 fn a_journal_with_any_bit_flipped_opens_and_says_nothing_wrong() {
     let (directory, written) = a_journal(3);
+    let mut cases = 0;
     for name in ["head", "segment"] {
         let of = |directory: &Path| match name {
             "head" => directory.join(name),
@@ -363,9 +387,11 @@ fn a_journal_with_any_bit_flipped_opens_and_says_nothing_wrong() {
                 bytes[at] ^= 1 << bit;
                 fs::write(of(copy.path()), bytes).unwrap();
                 check_sound(copy.path(), &written);
+                cases += 1;
             }
         }
     }
+    println!("{cases} flipped bits");
 }
 
 #[derive(Clone, Copy, Debug)]

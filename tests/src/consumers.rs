@@ -1,0 +1,247 @@
+//! Many consumers of one daemon's alerts, of which some do not read.
+
+use std::{
+    fmt::{self, Display},
+    fs,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use monitor_api::v1::{
+    Alert, AlertsRequest, AlertsResponse,
+    alerts_request::{Now, Start, start::Position},
+    alerts_response::Response,
+    monitor_client::MonitorClient,
+};
+use tokio::{runtime, sync::mpsc, task::JoinSet, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::{
+    bench::quantile,
+    containerd::{Containerd, Run},
+    daemon::Daemon,
+    image,
+    world::{Alone, BASE},
+};
+
+/// Without a message for so long, something hangs; the daemon sends a heartbeat every 10 s.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Most that the daemon may have resident at any time: 64 MiB of alerts, and for each consumer what
+/// is made ahead of its reading.
+pub const MEMORY_BYTES_MAX: u64 = 256 << 20;
+
+/// Who reads, and how much.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Consumers that read all.
+    pub reading: usize,
+    /// Consumers that begin a stream and read nothing of it.
+    pub idle: usize,
+    /// Alerts.
+    pub alerts: u64,
+    /// Of them a second.
+    pub per_second: u64,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    plan: Plan,
+    /// Alerts that each reading consumer got: the fewest of all.
+    pub received_min: u64,
+    /// Cursors that did not come one after the other, of all consumers.
+    pub wrong: u64,
+    /// Milliseconds from the judging of an alert, before it is written to the journal, to a client:
+    /// p50, p99 and the longest.
+    pub delay_ms: [f64; 3],
+    /// Alerts a second, from the first to the last.
+    pub rate: f64,
+    /// Most memory that the daemon had resident.
+    pub memory_bytes: u64,
+}
+
+impl Display for Figures {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan {
+            reading,
+            idle,
+            alerts,
+            ..
+        } = self.plan;
+        let [p50, p99, max] = self.delay_ms;
+        writeln!(
+            formatter,
+            "{alerts} alerts at {:.0}/s, {reading} consumers that read and {idle} that do not",
+            self.rate
+        )?;
+        writeln!(
+            formatter,
+            "  each reader got at least {}, {} cursors not in order",
+            self.received_min, self.wrong
+        )?;
+        writeln!(
+            formatter,
+            "  milliseconds from judging to a client: p50 {p50:.2}, p99 {p99:.2}, max {max:.2}"
+        )?;
+        write!(
+            formatter,
+            "  at most {} MiB resident in the daemon, bound {} MiB",
+            self.memory_bytes >> 20,
+            MEMORY_BYTES_MAX >> 20
+        )
+    }
+}
+
+impl Figures {
+    /// Fails unless every reader got every alert and the memory is within its bound.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.received_min >= self.plan.alerts
+                && self.wrong == 0
+                && self.memory_bytes <= MEMORY_BYTES_MAX,
+            "not as it must be:\n{self}"
+        );
+        Ok(())
+    }
+}
+
+/// A stream of alerts, and what keeps it open.
+struct Consumer {
+    stream: Streaming<AlertsResponse>,
+    _requests: mpsc::Sender<AlertsRequest>,
+}
+
+impl Consumer {
+    /// Begins at the next alert, by a connection of its own.
+    async fn begin(address: String) -> Result<Self> {
+        let mut client = MonitorClient::connect(address).await?;
+        let start = Start {
+            position: Some(Position::Now(Now {})),
+            ..Start::default()
+        };
+        let (requests, sent) = mpsc::channel(1);
+        requests
+            .send(AlertsRequest {
+                start: Some(start),
+                ..AlertsRequest::default()
+            })
+            .await?;
+        let mut stream = client.alerts(ReceiverStream::new(sent)).await?.into_inner();
+        // The first heartbeat says that the reader has its place.
+        stream.message().await?.context("the stream ended")?;
+        Ok(Self {
+            stream,
+            _requests: requests,
+        })
+    }
+
+    /// Reads up to so many alerts of credentials.
+    async fn read(mut self, alerts: u64) -> Result<Read> {
+        let mut read = Read::default();
+        while read.alerts < alerts {
+            let message = timeout(SILENCE_MAX, self.stream.message()).await?;
+            match message?.context("the stream ended")?.response {
+                Some(Response::Alert(alert)) => read.take(&alert)?,
+                Some(Response::Heartbeat(_)) => {}
+                other => bail!("{other:?} came"),
+            }
+        }
+        Ok(read)
+    }
+}
+
+/// What a consumer has read.
+#[derive(Default)]
+struct Read {
+    alerts: u64,
+    wrong: u64,
+    cursor: Option<u64>,
+    delays_ms: Vec<f64>,
+    first_last: Option<(SystemTime, SystemTime)>,
+}
+
+impl Read {
+    fn take(&mut self, alert: &Alert) -> Result<()> {
+        let now = SystemTime::now();
+        let is_next = self.cursor.is_none_or(|cursor| alert.cursor == cursor + 1);
+        self.wrong += u64::from(!is_next);
+        self.cursor = Some(alert.cursor);
+        if alert.kind == "open_sensitive" && alert.revision == 1 {
+            self.alerts += 1;
+        }
+        let judged = alert.observed_time.context("an alert without a time")?;
+        let judged = SystemTime::UNIX_EPOCH
+            + Duration::new(judged.seconds.try_into()?, judged.nanos.try_into()?);
+        let delay = now.duration_since(judged).unwrap_or_default();
+        self.delays_ms.push(delay.as_secs_f64() * 1000.0);
+        let first = self.first_last.map_or(judged, |(first, _)| first);
+        self.first_last = Some((first, judged));
+        Ok(())
+    }
+}
+
+/// Carries out a plan.
+///
+/// # Errors
+///
+/// A stream ends or is silent, or something else does not work.
+pub fn run(plan: Plan) -> Result<Figures> {
+    let _alone = Alone::wait();
+    let containerd = Containerd::start()?;
+    containerd.import(&image::base(BASE)?)?;
+    let directory = containerd.directory().join("monitord");
+    let daemon = Daemon::start(&containerd.address(), &directory)?;
+    let address = format!("unix://{}", daemon.socket().display());
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let read = runtime.block_on(async {
+        let mut idle = Vec::new();
+        for _ in 0..plan.idle {
+            idle.push(Consumer::begin(address.clone()).await?);
+        }
+        let mut reading = JoinSet::new();
+        for _ in 0..plan.reading {
+            let consumer = Consumer::begin(address.clone()).await?;
+            reading.spawn(consumer.read(plan.alerts));
+        }
+        let (count, rate) = (plan.alerts.to_string(), plan.per_second.to_string());
+        let open = ["probe", "open-credentials", &count, &rate, "/dev/shm"];
+        containerd.start_container(&Run::new(BASE, "source").arguments(open))?;
+        let mut read = Vec::new();
+        while let Some(consumer) = reading.join_next().await {
+            read.push(consumer??);
+        }
+        drop(idle);
+        anyhow::Ok(read)
+    })?;
+    let memory_bytes = most_resident_bytes(daemon.pid()?)?;
+    ensure!(daemon.stop()?.success());
+    containerd.delete("source")?;
+
+    let one = read.first().context("nobody reads")?;
+    let (first, last) = one.first_last.context("no alerts")?;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2 to the power of 52")]
+    let rate = plan.alerts as f64 / last.duration_since(first)?.as_secs_f64();
+    let mut delays: Vec<f64> = read
+        .iter()
+        .flat_map(|read| read.delays_ms.clone())
+        .collect();
+    Ok(Figures {
+        plan,
+        received_min: read.iter().map(|read| read.alerts).min().unwrap_or(0),
+        wrong: read.iter().map(|read| read.wrong).sum(),
+        delay_ms: [0.5, 0.99, 1.0].map(|part| quantile(&mut delays, part)),
+        rate,
+        memory_bytes,
+    })
+}
+
+fn most_resident_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kib.context("no VmHWM")? << 10)
+}
