@@ -155,7 +155,7 @@ pub(super) const METRICS: &[Metric] = &[
         "monitor_hook_lost_total",
         "events",
         &["event", "cause"],
-        "events lost: ring_full (the ring buffer was full), unreadable (structures of the kernel could not be read), recursion_misses (the kernel skipped the hook, which ran already on that CPU)",
+        "events lost: ring_full (the ring buffer was full), map_full (the CPU was in the middle of as many hooks as there is room for), unreadable (structures of the kernel could not be read), recursion_misses (the kernel skipped the hook, which ran already on that CPU)",
         |facts| facts.status.hooks.iter().flat_map(lost).collect(),
     ),
     counter(
@@ -568,9 +568,10 @@ fn hooks(facts: &Facts, read: fn(&status::Hook) -> u64) -> Vec<Sample> {
         .collect()
 }
 
-fn lost(hook: &status::Hook) -> [Sample; 3] {
+fn lost(hook: &status::Hook) -> [Sample; 4] {
     [
         ("ring_full", hook.ring_full),
+        ("map_full", hook.map_full),
         ("unreadable", hook.unreadable),
         ("recursion_misses", hook.recursion_misses),
     ]
