@@ -431,7 +431,7 @@ pub fn run(plan: Plan) -> Result<Figures> {
         journal: 0,
         names: 0,
         lost,
-        wrong: got.windows(2).filter(|pair| pair[0].0 >= pair[1].0).count() as u64,
+        wrong: disorder(&got),
         connects: follower.connects.load(Ordering::SeqCst),
         told_missing: told_missing(&stage)?,
         seconds,
@@ -455,6 +455,12 @@ pub fn run(plan: Plan) -> Result<Figures> {
     ensure!(daemon.stop()?.success());
     stage.containerd.delete(SOURCE)?;
     Ok(figures)
+}
+
+/// How often a cursor is not greater than the one before.
+fn disorder(alerts: &[Received]) -> u64 {
+    let pairs = alerts.iter().zip(alerts.iter().skip(1));
+    pairs.filter(|(one, next)| one.0 >= next.0).count() as u64
 }
 
 /// Starts the container that raises the alerts. It stays when it is done: of one that is gone, a

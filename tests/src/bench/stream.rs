@@ -6,7 +6,7 @@ use crate::stream::{self, Plan};
 
 const PLAN: Plan = Plan {
     alerts: 1_000_000,
-    per_second: 5_000,
+    per_second: 4_000,
     client_kills: 100,
     daemon_kills: 10,
     renewals: 2,
