@@ -13,7 +13,7 @@ use serde_json::Value;
 use tests::{
     alerts::{summary, text},
     bpffs::Bpffs,
-    containerd::{Containerd, Run, output},
+    containerd::{Containerd, Run},
     daemon::{Daemon, program},
     image::{self, PROBE_PATH},
     poll::{PATIENCE, until},

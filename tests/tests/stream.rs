@@ -31,5 +31,6 @@ fn two_hundred_consumers_of_which_twenty_do_not_read_cost_nobody_an_alert() -> R
         per_second: 200,
     })?;
     println!("{figures}");
-    figures.check()
+    figures.check()?;
+    figures.check_memory()
 }
