@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// What can be measured, see `tests/src/bench`.
-const NAMES: [&str; 2] = ["opens", "latency"];
+const NAMES: [&str; 3] = ["opens", "latency", "image"];
 /// Debian's packages with the tracers that `opens` is compared with.
 const TRACERS: [&str; 2] = ["libbpf-tools", "bpftrace"];
 

@@ -1,13 +1,14 @@
 //! Figures, as ratios measured by turns in one run. `cargo xtask bench` runs them.
 
 mod figures;
+mod image;
 mod latency;
 mod opens;
 mod tracer;
 
 use anyhow::{Result, bail};
 
-/// Measures one, and prints its figures: `opens` or `latency`.
+/// Measures one, and prints its figures: `opens`, `latency` or `image`.
 ///
 /// # Errors
 ///
@@ -16,6 +17,7 @@ pub fn run(name: &str) -> Result<()> {
     match name {
         "opens" => opens::run(),
         "latency" => latency::run(),
+        "image" => image::run(),
         _ => bail!("there are no figures of that name"),
     }
 }
