@@ -10,4 +10,5 @@ pub mod layer;
 pub mod poll;
 pub mod scratch;
 pub mod skip;
+pub mod small;
 pub mod world;
