@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use sha2::Digest as _;
+use ring::digest;
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 128 << 10;
@@ -27,16 +27,54 @@ pub enum HashError {
     TooLong(u64),
 }
 
+/// Hashes bytes that come in pieces. The only place that names the library which does it.
+#[derive(Clone)]
+pub struct Hasher(digest::Context);
+
+impl Hasher {
+    /// Of no bytes yet.
+    pub fn new() -> Self {
+        Self(digest::Context::new(&digest::SHA256))
+    }
+
+    /// Adds what follows.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The hash of all of it.
+    pub fn finish(self) -> Sha256 {
+        Sha256::from_ring(&self.0.finish())
+    }
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Sha256 {
+    /// The hash of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::from_ring(&digest::digest(&digest::SHA256, bytes))
+    }
+
+    fn from_ring(digest: &digest::Digest) -> Self {
+        let mut bytes = [0; digest::SHA256_OUTPUT_LEN];
+        bytes.copy_from_slice(digest.as_ref());
+        Self(bytes)
+    }
+
     /// The hash of what a file holds from where it stands, of at most `bytes_max` bytes. Blocks.
     pub fn of_file(mut file: &File, bytes_max: u64) -> Result<Self, HashError> {
-        let mut hasher = sha2::Sha256::new();
+        let mut hasher = Hasher::new();
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut total: u64 = 0;
         loop {
             let read = file.read(&mut chunk)?;
             let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
-                return Ok(Self(hasher.finalize().into()));
+                return Ok(hasher.finish());
             };
             total += bytes.len() as u64;
             if total > bytes_max {

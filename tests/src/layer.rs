@@ -240,7 +240,7 @@ impl Layer {
 
     /// The layer's blob and how it is compressed.
     pub(crate) fn blob(&self) -> Result<(Vec<u8>, Compression)> {
-        if let Some(blob) = &self.made {
+        if let (Some(blob), Compression::Gzip) = (&self.made, self.compression) {
             return Ok((blob.clone(), Compression::Gzip));
         }
         let tar = match &self.blob_tar {

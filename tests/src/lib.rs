@@ -15,5 +15,6 @@ pub mod layer;
 pub mod poll;
 pub mod scratch;
 pub mod skip;
+pub mod small;
 pub mod stream;
 pub mod world;

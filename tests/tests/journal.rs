@@ -1,45 +1,19 @@
 //! Alerts outlive the daemon and a full disk, in the real daemon.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
     alerts::text,
-    containerd::{Containerd, Run, output},
+    containerd::{Containerd, Run},
     daemon::Daemon,
     image::{self, PROBE_PATH},
     poll::{PATIENCE, until},
     require,
+    small::Small,
     world::{Alone, BASE},
 };
-
-/// A filesystem of its own, so that it can be filled.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(path: &Path, bytes: u32) -> Result<Self> {
-        fs::create_dir_all(path)?;
-        let size = format!("size={bytes},mode=0700");
-        output(
-            Command::new("mount")
-                .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-                .arg(path),
-        )?;
-        Ok(Self(path.to_owned()))
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        // Lazily: a killed daemon may not be gone yet.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
 
 /// A daemon with a container in which new files can be run.
 struct Node {
@@ -162,13 +136,11 @@ fn a_full_disk_stops_no_alert_and_is_told() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
     let node = Node::start()?;
     let state = node.directory.join("state");
-    let _small = Small::mount(&state, 8 << 20)?;
+    let small = Small::mount(&state, 8 << 20)?;
     let daemon = node.daemon()?;
     node.raise(&daemon, "before", 1)?;
 
-    let filler = state.join("filler");
-    // Fails when there is no more room, which is what is wanted.
-    let _ = fs::write(&filler, vec![0; 16 << 20]);
+    let filler = small.fill()?;
     let mut raised = 0;
     until("the journal to be full", PATIENCE, || {
         raised += 1;

@@ -1,13 +1,15 @@
 //! What a running container differs in from its image, whether an image's blobs are whole, and where
 //! images ran.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use tests::{
     alerts::text,
-    containerd::Run,
+    containerd::{Run, output},
+    daemon::NODE,
     image::{self, Image, PROBE},
     layer::{Layer, digest},
     require,
@@ -43,6 +45,32 @@ fn verify(world: &World, container: &str) -> Result<(Vec<String>, Vec<Value>, Va
         format!("{} {}", word("/verdict"), word("/path"))
     });
     Ok((said.collect(), lines.clone(), last))
+}
+
+/// The same is in the statement that `monitorctl container attest` signs.
+fn attested(world: &World, container: &str, lines: &[Value], last: &Value) -> Result<()> {
+    let key = world.containerd.directory().join("key.pem");
+    let mut make = Command::new("openssl");
+    output(
+        make.args(["genpkey", "-algorithm", "ed25519", "-out"])
+            .arg(&key),
+    )?;
+    let key = key.to_str().context("a path in UTF-8")?;
+    let line = ["container", "attest", container, "--signing-key", key];
+    let said = world.daemon.monitorctl(line)?;
+    let payload = said.first().and_then(|envelope| text(envelope, "/payload"));
+    let payload = STANDARD.decode(payload.context("no payload")?)?;
+    let statement: Value = serde_json::from_slice(&payload)?;
+    let subject = text(&statement, "/subject/0/digest/sha256");
+    let manifest = text(last, "/image/manifest_digest");
+    ensure!(
+        subject == manifest.and_then(|digest| digest.strip_prefix("sha256:"))
+            && statement.pointer("/predicate/differences") == Some(&json!(lines))
+            && statement.pointer("/predicate/comparison/image") == last.pointer("/image")
+            && text(&statement, "/predicate/node") == Some(NODE),
+        "{statement:#}"
+    );
+    Ok(())
 }
 
 fn started(world: &World, image: &str, id: &str, line: &str) -> Result<()> {
@@ -97,6 +125,7 @@ fn every_difference_of_a_running_container_is_told() -> Result<()> {
         last.pointer("/differences/added") == Some(&json!(3)),
         "{last:#}"
     );
+    attested(&world, "changed", &lines, &last)?;
 
     // What was edited on the host where a layer was unpacked is found as well.
     started(

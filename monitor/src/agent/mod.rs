@@ -6,6 +6,7 @@ mod connects;
 mod contents;
 mod coverage;
 mod find;
+mod forget;
 mod node;
 mod opens;
 mod owner;
@@ -187,7 +188,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         changed,
     };
     let mut owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
-    let answers = node::NodeView {
+    let answers = Arc::new(node::NodeView {
         node,
         queries: queries_in,
         references,
@@ -195,9 +196,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         containerd_address,
         watched_since,
         comparisons: Arc::new(Semaphore::new(verify::COMPARISONS_MAX)),
-    };
+    });
+    tokio::spawn(Arc::clone(&answers).forget_removed());
     let account = Arc::new(api::Account::new(
-        Arc::new(answers),
+        answers,
         log.clone(),
         ready.clone(),
         security,

@@ -4,7 +4,6 @@ use jiff::{SignedDuration, Timestamp};
 use monitor_api::{SCHEMA, v1};
 use nix::time::{ClockId, clock_gettime};
 use prost_types::{Struct, Value, value};
-use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
 use super::redact::redact;
@@ -14,6 +13,7 @@ use crate::{
         FileFinding, FileVerdict, Finding, HashState, Kind, ProcessFinding, Severity,
         connect::{ConnectionFinding, Sensitive},
     },
+    digest::Hasher,
 };
 
 /// What the node puts into each of its alerts.
@@ -336,12 +336,12 @@ pub(super) fn fingerprint_of(
     file: Option<&FileFinding>,
     peer: Option<&ConnectionFinding>,
 ) -> String {
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::new();
     let mut field = |bytes: Option<&[u8]>| match bytes {
-        None => hash.update([0]),
+        None => hash.update(&[0]),
         Some(bytes) => {
-            hash.update([1]);
-            hash.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
+            hash.update(&[1]);
+            hash.update(&u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
             hash.update(bytes);
         }
     };
@@ -380,7 +380,7 @@ pub(super) fn fingerprint_of(
             );
         }
     }
-    hex::encode(hash.finalize())
+    hash.finish().to_string()
 }
 
 #[cfg(test)]

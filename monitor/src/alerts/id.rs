@@ -3,11 +3,10 @@
 
 use jiff::Timestamp;
 use monitor_api::v1;
-use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
 use super::build::rules;
-use crate::detect::Finding;
+use crate::{detect::Finding, digest::Hasher};
 
 /// Bytes of an id beside its time.
 const BYTES: usize = 10;
@@ -20,20 +19,20 @@ pub struct Subject([u8; BYTES]);
 impl Subject {
     /// Of `finding` in the boot whose id the kernel says is `boot`.
     pub fn new(finding: &Finding, boot: &[u8; 16]) -> Self {
-        let mut hasher = Sha256::new();
+        let mut hasher = Hasher::new();
         hasher.update(boot);
-        hasher.update(finding.time_boot_ns.to_le_bytes());
+        hasher.update(&finding.time_boot_ns.to_le_bytes());
         let pid = finding.process.as_ref().map(|process| process.process.pid);
-        hasher.update(pid.unwrap_or(0).to_le_bytes());
-        hasher.update(rules(finding.kind));
+        hasher.update(&pid.unwrap_or(0).to_le_bytes());
+        hasher.update(rules(finding.kind).as_bytes());
         let file = finding.file.as_ref().map(|file| &file.path);
         let peer = finding.connection.as_ref().map(|peer| &peer.address);
-        hasher.update([0]);
+        hasher.update(&[0]);
         hasher.update(file.or(peer).map_or(&[][..], |name| name));
         let mut bytes = [0; BYTES];
         bytes
             .iter_mut()
-            .zip(hasher.finalize())
+            .zip(hasher.finish().0)
             .for_each(|(own, hashed)| *own = hashed);
         Self(bytes)
     }

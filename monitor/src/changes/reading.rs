@@ -7,11 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sha2::Digest as _;
-
 use crate::{
     detect::{file::Bytes, script::HEAD_BYTES},
-    digest::Sha256,
+    digest::Hasher,
 };
 
 /// Bytes of a file; a longer one is not hashed, since a sparse file of any length costs nothing to
@@ -26,7 +24,7 @@ const SLICE_CHUNKS: usize = 32;
 pub(super) struct Reading {
     file: File,
     head: Vec<u8>,
-    hasher: sha2::Sha256,
+    hasher: Hasher,
     length: u64,
     chunk: Vec<u8>,
     /// Time spent so far.
@@ -41,7 +39,7 @@ impl Reading {
         Self {
             file,
             head,
-            hasher: sha2::Sha256::new(),
+            hasher: Hasher::new(),
             length: 0,
             chunk: vec![0; CHUNK_BYTES],
             spent: Duration::ZERO,
@@ -64,7 +62,7 @@ impl Reading {
             };
             let Some(bytes) = self.chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
                 let hasher = std::mem::take(&mut self.hasher);
-                return Some(Bytes::Hashed(Sha256(hasher.finalize().into())));
+                return Some(Bytes::Hashed(hasher.finish()));
             };
             self.length += bytes.len() as u64;
             if self.length > FILE_BYTES_MAX {
@@ -82,6 +80,7 @@ impl Reading {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::digest::Sha256;
 
     #[test]
     fn slices_give_what_the_whole_gives() {
@@ -98,7 +97,7 @@ mod tests {
                     None => slices += 1,
                 }
             };
-            let whole = Sha256(sha2::Sha256::digest(&bytes).into());
+            let whole = Sha256::of(&bytes);
             assert_eq!(read, Bytes::Hashed(whole), "{size}");
             assert_eq!(
                 Some(head.as_slice()),

@@ -187,6 +187,29 @@ Examples:
         container: String,
     },
 
+    /// What a running container is and differs in from its image, signed
+    #[command(
+        long_about = "\
+Compares a running container with its image, as `container verify` does, and prints an in-toto
+statement of it in a DSSE envelope, signed with an Ed25519 key: the image's manifest digest, how it is
+known to be the container's (identity) and what it holds (evidence), node, time, and the differences, at
+most 10,000 of them. Exit status 4 if no one image accounts for the container.",
+        after_help = "\
+Examples:
+  openssl genpkey -algorithm ed25519 -out key.pem
+  monitorctl container attest web --signing-key key.pem > web.dsse.json
+  jq -r .payload web.dsse.json | base64 -d | jq .predicate.differences"
+    )]
+    Attest {
+        /// Its id, a unique beginning of it, or its name
+        #[arg(value_name = "CONTAINER")]
+        container: String,
+
+        /// Private key in PEM (PKCS #8, Ed25519)
+        #[arg(long, value_name = "FILE")]
+        signing_key: PathBuf,
+    },
+
     /// When a container was watched and when not, also one that is gone
     #[command(after_help = "\
 Examples:

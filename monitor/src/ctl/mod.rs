@@ -4,6 +4,7 @@
 
 mod alerts;
 pub mod args;
+mod attest;
 mod connect;
 mod coverage;
 mod failure;
@@ -68,6 +69,10 @@ pub async fn run(
         Command::Container(ContainerCommand::Verify { container }) => {
             verify::container(&mut client, container, &mut output).await
         }
+        Command::Container(ContainerCommand::Attest {
+            container,
+            signing_key,
+        }) => attest::run(&mut client, container, &signing_key, &mut output).await,
         Command::Image(ImageCommand::Verify { image }) => {
             verify::image(&mut client, image, &mut output).await
         }

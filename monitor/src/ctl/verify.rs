@@ -21,25 +21,39 @@ pub(super) async fn container(
     container: String,
     output: &mut Output<'_>,
 ) -> Result<(), Failure> {
+    let (begun, verified) = compare(client, container, |difference| {
+        if output.is_json() {
+            Ok(output.json(&json::difference(difference))?)
+        } else {
+            print(difference, output)
+        }
+    })
+    .await?;
+    conclude(&begun, &verified, output)
+}
+
+/// Has a container compared with its image, and tells how far that is. Gives the differences as
+/// they come.
+pub(super) async fn compare(
+    client: &mut Client,
+    container: String,
+    mut differs: impl FnMut(&Difference) -> Result<(), Failure>,
+) -> Result<(Box<Begun>, Verified), Failure> {
     let request = VerifyContainerRequest { container };
     let mut stream = client.verify_container(request).await?.into_inner();
     let mut bar = Bar::new();
-    let mut begun = Begun::default();
+    let mut begun: Box<Begun> = Box::default();
     while let Some(message) = stream.message().await? {
         match message.response {
-            Some(Response::Begun(first)) => begun = *first,
+            Some(Response::Begun(first)) => begun = first,
             Some(Response::Difference(difference)) => {
                 bar.clear();
-                if output.is_json() {
-                    output.json(&json::difference(&difference))?;
-                } else {
-                    print(&difference, output)?;
-                }
+                differs(&difference)?;
             }
             Some(Response::Progress(progress)) => bar.show(progress, begun.entries),
             Some(Response::Verified(verified)) => {
                 bar.clear();
-                return conclude(&begun, &verified, output);
+                return Ok((begun, verified));
             }
             // Of a newer daemon.
             None => {}

@@ -2,17 +2,20 @@
 
 use std::{
     io::{self, BufRead, Read},
+    mem,
     pin::Pin,
     time::Duration,
 };
 
 use bytes::Bytes;
-use sha2::Digest as _;
 use tokio::{runtime::Handle, time};
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::manifest::{self, DOCUMENT_BYTES_MAX, DigestMismatch};
-use crate::digest::{Digest, Sha256};
+use super::{
+    hashing::StreamHash,
+    manifest::{self, DOCUMENT_BYTES_MAX, DigestMismatch},
+};
+use crate::digest::Digest;
 
 /// How long a blob may give no bytes before it counts as unavailable.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -80,7 +83,7 @@ async fn next(stream: &mut BlobStream) -> Result<Option<Bytes>, BlobError> {
     }
 }
 
-/// Reads a blob on a blocking thread and hashes what it reads.
+/// Reads a blob on a blocking thread, while another one hashes what it reads.
 pub(super) struct BlobReader {
     runtime: Handle,
     stream: BlobStream,
@@ -88,19 +91,20 @@ pub(super) struct BlobReader {
     ended: bool,
     // Decoders wrap what they were given, so that it is told again at the end.
     broken: Option<BlobError>,
-    hash: sha2::Sha256,
+    hash: StreamHash,
 }
 
 impl BlobReader {
     /// `runtime` drives the stream, so that this must not be used on one of its async threads.
     pub(super) fn new(runtime: Handle, stream: BlobStream) -> Self {
+        let hash = StreamHash::start(&runtime);
         Self {
             runtime,
             stream,
             chunk: Bytes::new(),
             ended: false,
             broken: None,
-            hash: sha2::Sha256::new(),
+            hash,
         }
     }
 
@@ -113,10 +117,21 @@ impl BlobReader {
         Ok(self.chunk.starts_with(magic))
     }
 
+    /// What drives the stream.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// The bytes that come next, as they were sent; empty at the end.
+    pub(super) fn next_chunk(&mut self) -> io::Result<Bytes> {
+        self.fill_buf()?;
+        Ok(mem::take(&mut self.chunk))
+    }
+
     /// Reads what is left and gives the digest of the whole blob.
     pub(super) fn finish(mut self) -> io::Result<Digest> {
         while self.pull()?.is_some() {}
-        Ok(Digest(Sha256(self.hash.finalize().into())))
+        self.hash.finish()
     }
 
     fn pull(&mut self) -> io::Result<Option<Bytes>> {
@@ -133,7 +148,7 @@ impl BlobReader {
         })?;
         match chunk {
             Some(chunk) => {
-                self.hash.update(&chunk);
+                self.hash.update(chunk.clone())?;
                 Ok(Some(chunk))
             }
             None => {

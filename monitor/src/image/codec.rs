@@ -4,8 +4,6 @@
 //! order; all numbers little-endian. Nothing in it is an offset, so that nothing in it has to be
 //! trusted: decoding builds the layer anew, with every check that building has.
 
-use sha2::Digest as _;
-
 use super::{
     capability::FileCapability,
     layer::{BuildError, Entry, EntryKind, Layer, LayerBuilder, Metadata},
@@ -131,7 +129,7 @@ pub(super) fn encode(layer: &Layer) -> Vec<u8> {
     let mut file = Vec::with_capacity(body.len() + 44);
     file.extend_from_slice(MAGIC);
     file.extend_from_slice(&VERSION.to_le_bytes());
-    file.extend_from_slice(&sha2::Sha256::digest(&body));
+    file.extend_from_slice(&Sha256::of(&body).0);
     file.extend_from_slice(&body);
     file
 }
@@ -147,7 +145,7 @@ pub(super) fn decode(bytes: &[u8], diff_id: &Digest) -> Result<Layer, DecodeErro
         return Err(DecodeError::Version(version));
     }
     let checksum: [u8; 32] = input.array()?;
-    if <[u8; 32]>::from(sha2::Sha256::digest(input.0)) != checksum {
+    if Sha256::of(input.0).0 != checksum {
         return Err(DecodeError::Checksum);
     }
     let written_for = Digest(Sha256(input.array()?));

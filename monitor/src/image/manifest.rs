@@ -3,7 +3,6 @@
 use std::env::consts;
 
 use serde::Deserialize;
-use sha2::Digest as _;
 
 use crate::digest::{Digest, DigestError, Sha256};
 
@@ -267,7 +266,7 @@ pub fn choose_platform(manifests: &[Descriptor]) -> Option<&Descriptor> {
 
 /// The digest of `bytes`.
 pub fn digest_of(bytes: &[u8]) -> Digest {
-    Digest(Sha256(sha2::Sha256::digest(bytes).into()))
+    Digest(Sha256::of(bytes))
 }
 
 /// Whether `bytes` are those that `expected` names.

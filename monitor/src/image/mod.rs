@@ -12,6 +12,7 @@ mod codec;
 pub mod contents;
 mod disk;
 pub mod error;
+mod hashing;
 pub mod layer;
 pub mod lower;
 pub mod manifest;

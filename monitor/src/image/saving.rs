@@ -1,5 +1,5 @@
 //! Which layers are kept on disk: written when they are read from their blobs, tried again when
-//! that failed, removed when no image names them.
+//! that failed, removed when no image has them any more.
 
 use std::{
     collections::HashSet,
@@ -10,7 +10,10 @@ use std::{
 
 use tokio::{runtime::Handle, task, time};
 
-use super::{layer::Layer, store::Inner};
+use super::{
+    layer::Layer,
+    store::{ImageStore, Inner},
+};
 use crate::digest::Digest;
 
 /// How long a layer that could not be written waits for the next try. Until then it is served from
@@ -18,7 +21,7 @@ use crate::digest::Digest;
 const AGAIN: Duration = if cfg!(test) {
     Duration::from_millis(20)
 } else {
-    Duration::from_secs(30)
+    Duration::from_secs(10)
 };
 
 /// What is still to be written.
@@ -31,6 +34,25 @@ pub(super) struct Unsaved {
 impl Unsaved {
     pub(super) fn len(&self) -> usize {
         self.layers.len()
+    }
+}
+
+impl ImageStore {
+    /// Lets go of images, by their manifests, and of these of their layers on disk. Blocks.
+    pub fn forget(&self, manifests: &[Digest], layers: &[Digest]) {
+        self.inner.state().forget(manifests);
+        for diff_id in layers {
+            match self.inner.files.remove(diff_id) {
+                Ok(true) => {
+                    tracing::info!(%diff_id, "index of a layer removed with the last image of it");
+                    self.inner.state().stats.removed += 1;
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%diff_id, %error, "index of a layer that no image has cannot be removed; it goes when its room is needed");
+                }
+            }
+        }
     }
 }
 

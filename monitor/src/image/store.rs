@@ -78,6 +78,8 @@ pub struct Stats {
     pub failed: u64,
     /// Answers that repeated a remembered failure.
     pub failures_repeated: u64,
+    /// Layers removed from disk since no image has them any more.
+    pub removed: u64,
     /// Images dropped from memory to stay within its bounds.
     pub evicted: u64,
 }
@@ -479,6 +481,19 @@ impl State {
             self.drop_image(&dropped);
         }
         contents
+    }
+
+    pub(super) fn forget(&mut self, manifests: &[Digest]) {
+        let held = self.images.iter().map(|(image, _)| image);
+        let gone: Vec<ImageId> = held
+            .filter(|image| manifests.contains(&image.manifest))
+            .cloned()
+            .collect();
+        for image in gone {
+            if let Some(contents) = self.images.pop(&image) {
+                self.image_bytes = self.image_bytes.saturating_sub(bytes_of(&contents));
+            }
+        }
     }
 
     fn drop_image(&mut self, contents: &Contents) {

@@ -6,7 +6,6 @@
 
 use std::io::{self, BufRead, Read};
 
-use sha2::Digest as _;
 use tar::Header;
 
 use super::{
@@ -15,7 +14,7 @@ use super::{
     sparse::{self, Form},
     unpack::{LAYER_BYTES_MAX, LayerError},
 };
-use crate::digest::Sha256;
+use crate::digest::{Hasher, Sha256};
 
 /// Bytes of a pax header or a long name; Go's limit.
 const EXTENSION_BYTES_MAX: u64 = 1 << 20;
@@ -226,18 +225,18 @@ impl<R: BufRead> TarReader<R> {
     }
 
     fn file(&mut self, size: u64) -> Result<Kind, LayerError> {
-        let mut hash = sha2::Sha256::new();
+        let mut hash = Hasher::new();
         self.hash(size, &mut hash)?;
         self.padding = padding(size);
         Ok(Kind::File {
             size,
-            sha256: Sha256(hash.finalize().into()),
+            sha256: hash.finish(),
         })
     }
 
     /// `body` is the length of all that the archive holds of the file, its map with it.
     fn sparse_file(&mut self, map: &sparse::Map, body: u64) -> Result<Kind, LayerError> {
-        let mut hash = sha2::Sha256::new();
+        let mut hash = Hasher::new();
         let mut end = 0;
         for fragment in &map.fragments {
             self.hole(fragment.offset.saturating_sub(end), &mut hash)?;
@@ -248,11 +247,11 @@ impl<R: BufRead> TarReader<R> {
         self.padding = padding(body);
         Ok(Kind::File {
             size: map.size,
-            sha256: Sha256(hash.finalize().into()),
+            sha256: hash.finish(),
         })
     }
 
-    fn hole(&mut self, length: u64, hash: &mut sha2::Sha256) -> Result<(), LayerError> {
+    fn hole(&mut self, length: u64, hash: &mut Hasher) -> Result<(), LayerError> {
         const ZEROS: &[u8] = &[0; 32 << 10];
         self.holes_left = self
             .holes_left
@@ -267,7 +266,7 @@ impl<R: BufRead> TarReader<R> {
         Ok(())
     }
 
-    fn hash(&mut self, length: u64, hash: &mut sha2::Sha256) -> Result<(), LayerError> {
+    fn hash(&mut self, length: u64, hash: &mut Hasher) -> Result<(), LayerError> {
         let mut left = length;
         while left > 0 {
             let buffer = self.input.fill_buf()?;

@@ -1,29 +1,27 @@
 //! From the stream of a layer blob to a [`Layer`]: what containerd's overlay unpacker would leave
 //! in the directory of this layer, without writing it.
 
-use std::{
-    io::{self, BufRead, Read},
-    mem,
-};
+use std::io::{self, BufRead, Read};
 
+use bytes::{Buf as _, Bytes};
 use flate2::bufread::MultiGzDecoder;
-use sha2::Digest as _;
 
 use super::{
     blobs::{BlobError, BlobReader},
+    hashing::StreamHash,
     layer::{BuildError, ENTRIES_MAX, Layer, PATH_BYTES_MAX, TEXT_BYTES_MAX},
     manifest::DigestMismatch,
     tar::TarReader,
     tree::{LINKS_MAX, Tree},
     zstd::ZstdReader,
 };
-use crate::digest::{Digest, Sha256};
+use crate::digest::Digest;
 
 /// Bytes of an uncompressed layer; a longer one is refused.
 pub const LAYER_BYTES_MAX: u64 = 64 << 30;
 
-/// Bytes hashed at once.
-const BUFFER_BYTES: usize = 128 << 10;
+/// Bytes decompressed at once.
+const CHUNK_BYTES: usize = 128 << 10;
 
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
@@ -122,40 +120,37 @@ impl From<BuildError> for LayerError {
 
 /// Reads a layer to its end and checks both digests. Blocks; memory does not depend on the size of
 /// the files in it.
+///
+/// The files are hashed here and the stream by other threads, so that a layer takes the time of one
+/// of the hashes of its bytes. A plain layer is its blob, which is hashed once.
 pub(super) fn read_layer(
-    mut blob: BlobReader,
+    blob: BlobReader,
     blob_digest: &Digest,
     diff_id: &Digest,
 ) -> Result<Layer, LayerError> {
-    let source = if blob.starts_with(GZIP)? {
-        Source::Gzip(Box::new(MultiGzDecoder::new(blob)))
-    } else if blob.starts_with(ZSTD)? || blob.starts_with(ZSTD_SKIPPABLE)? {
-        Source::Zstd(Box::new(ZstdReader::new(blob)?))
-    } else {
-        Source::Plain(Box::new(blob))
-    };
-    let mut reader = TarReader::new(Hashing::new(source));
+    let mut reader = TarReader::new(Uncompressed {
+        source: Source::new(blob)?,
+        chunk: Bytes::new(),
+        total: 0,
+    });
     let outcome = read_entries(&mut reader);
     let mut stream = reader.into_inner();
-    let outcome = outcome.and_then(|tree| stream.finish().map(|seen| (tree, seen)));
+    let outcome = outcome.and_then(|tree| Ok(stream.drain().map(|()| tree)?));
     if let Err(LayerError::Blob(error)) = outcome {
         return Err(LayerError::Blob(error));
     }
 
     // Bytes that are not those of the manifest explain any other fault, so they are looked for
     // first, to the end of the blob.
-    let seen = match stream.source {
-        Source::Plain(blob) => blob.finish()?,
-        Source::Gzip(decoder) => decoder.into_inner().finish()?,
-        Source::Zstd(decoder) => decoder.into_inner().finish()?,
-    };
+    let (seen, uncompressed) = stream.source.finish()?;
     if seen != *blob_digest {
         return Err(LayerError::BlobDigest(DigestMismatch {
             expected: *blob_digest,
             seen,
         }));
     }
-    let (tree, seen) = outcome?;
+    let tree = outcome?;
+    let seen = uncompressed.map_or(Ok(seen), StreamHash::finish)?;
     if seen != *diff_id {
         return Err(LayerError::DiffId(DigestMismatch {
             expected: *diff_id,
@@ -175,71 +170,88 @@ fn read_entries<R: BufRead>(reader: &mut TarReader<R>) -> Result<Tree, LayerErro
 
 enum Source {
     Plain(Box<BlobReader>),
-    Gzip(Box<MultiGzDecoder<BlobReader>>),
-    Zstd(Box<ZstdReader<BlobReader>>),
+    Gzip(Box<MultiGzDecoder<BlobReader>>, StreamHash),
+    Zstd(Box<ZstdReader<BlobReader>>, StreamHash),
 }
 
-/// The uncompressed stream, hashed a buffer at a time.
-struct Hashing {
+impl Source {
+    fn new(mut blob: BlobReader) -> io::Result<Self> {
+        let hash = |blob: &BlobReader| StreamHash::start(blob.runtime());
+        Ok(if blob.starts_with(GZIP)? {
+            let hash = hash(&blob);
+            Self::Gzip(Box::new(MultiGzDecoder::new(blob)), hash)
+        } else if blob.starts_with(ZSTD)? || blob.starts_with(ZSTD_SKIPPABLE)? {
+            let hash = hash(&blob);
+            Self::Zstd(Box::new(ZstdReader::new(blob)?), hash)
+        } else {
+            Self::Plain(Box::new(blob))
+        })
+    }
+
+    fn next_chunk(&mut self) -> io::Result<Bytes> {
+        let (chunk, hash) = match self {
+            Self::Plain(blob) => return blob.next_chunk(),
+            Self::Gzip(decoder, hash) => (read_chunk(decoder)?, hash),
+            Self::Zstd(decoder, hash) => (read_chunk(decoder)?, hash),
+        };
+        hash.update(chunk.clone())?;
+        Ok(chunk)
+    }
+
+    /// Reads the blob to its end and gives its digest and, where that is another, what was hashed
+    /// of the uncompressed stream.
+    fn finish(self) -> io::Result<(Digest, Option<StreamHash>)> {
+        Ok(match self {
+            Self::Plain(blob) => (blob.finish()?, None),
+            Self::Gzip(decoder, hash) => (decoder.into_inner().finish()?, Some(hash)),
+            Self::Zstd(decoder, hash) => (decoder.into_inner().finish()?, Some(hash)),
+        })
+    }
+}
+
+fn read_chunk(decoder: &mut impl Read) -> io::Result<Bytes> {
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    let limit = u64::try_from(CHUNK_BYTES).unwrap_or(u64::MAX);
+    decoder.take(limit).read_to_end(&mut chunk)?;
+    Ok(chunk.into())
+}
+
+/// The uncompressed stream, a chunk at a time.
+struct Uncompressed {
     source: Source,
-    buffer: Vec<u8>,
-    start: usize,
-    hash: sha2::Sha256,
+    chunk: Bytes,
     total: u64,
 }
 
-impl Hashing {
-    fn new(source: Source) -> Self {
-        let hash = sha2::Sha256::new();
-        Self {
-            source,
-            buffer: Vec::with_capacity(BUFFER_BYTES),
-            start: 0,
-            hash,
-            total: 0,
+impl Uncompressed {
+    /// Reads what is left.
+    fn drain(&mut self) -> io::Result<()> {
+        while !self.fill_buf()?.is_empty() {
+            self.chunk.clear();
         }
-    }
-
-    /// Reads what is left and gives the digest of the whole.
-    fn finish(&mut self) -> Result<Digest, LayerError> {
-        loop {
-            let length = self.fill_buf()?.len();
-            if length == 0 {
-                return Ok(Digest(Sha256(mem::take(&mut self.hash).finalize().into())));
-            }
-            self.consume(length);
-        }
+        Ok(())
     }
 }
 
-impl BufRead for Hashing {
+impl BufRead for Uncompressed {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.start == self.buffer.len() {
-            self.start = 0;
-            self.buffer.clear();
-            let limit = u64::try_from(BUFFER_BYTES).unwrap_or(u64::MAX);
-            let read = match &mut self.source {
-                Source::Plain(blob) => blob.take(limit).read_to_end(&mut self.buffer)?,
-                Source::Gzip(decoder) => decoder.take(limit).read_to_end(&mut self.buffer)?,
-                Source::Zstd(decoder) => decoder.take(limit).read_to_end(&mut self.buffer)?,
-            };
-            self.hash.update(&self.buffer);
-            self.total = self
-                .total
-                .saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
+        if self.chunk.is_empty() {
+            self.chunk = self.source.next_chunk()?;
+            let length = u64::try_from(self.chunk.len()).unwrap_or(u64::MAX);
+            self.total = self.total.saturating_add(length);
             if self.total > LAYER_BYTES_MAX {
                 return Err(io::Error::other(LayerError::TooLarge));
             }
         }
-        Ok(self.buffer.get(self.start..).unwrap_or_default())
+        Ok(&self.chunk)
     }
 
     fn consume(&mut self, amount: usize) {
-        self.start = self.start.saturating_add(amount).min(self.buffer.len());
+        self.chunk.advance(amount.min(self.chunk.len()));
     }
 }
 
-impl Read for Hashing {
+impl Read for Uncompressed {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.fill_buf()?.read(into)?;
         self.consume(read);

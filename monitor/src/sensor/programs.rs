@@ -12,7 +12,6 @@ use aya::{
     },
 };
 use monitor_common::{Hook, offsets::KernelOffsets};
-use sha2::Digest as _;
 use zerocopy::IntoBytes;
 
 use super::{
@@ -20,7 +19,7 @@ use super::{
     hooks::{self, Choice, HookSet, Place, Program, Refusal, Way},
     pins::{Folder, HASH_DIGITS, PinsError},
 };
-use crate::digest::Sha256;
+use crate::digest::Hasher;
 
 /// The eBPF object that `cargo xtask build` made; empty if it was not there at build time.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MONITOR_EBPF_OBJECT"));
@@ -35,10 +34,10 @@ pub(super) fn are_built_in() -> bool {
 
 /// What tells the programs from those of another build or kernel, in hexadecimal digits.
 pub(super) fn hash(offsets: &KernelOffsets) -> String {
-    let mut hasher = sha2::Sha256::new();
+    let mut hasher = Hasher::new();
     hasher.update(OBJECT);
     hasher.update(offsets.as_bytes());
-    let mut digits = Sha256(hasher.finalize().into()).to_string();
+    let mut digits = hasher.finish().to_string();
     digits.truncate(HASH_DIGITS);
     digits
 }

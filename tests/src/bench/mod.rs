@@ -3,6 +3,7 @@
 mod consumers;
 mod figures;
 mod flood;
+mod image;
 mod latency;
 mod opens;
 mod stream;
@@ -12,8 +13,8 @@ use anyhow::{Result, bail};
 
 pub(crate) use figures::quantile;
 
-/// Measures one, and prints its figures: `opens`, `latency`, `stream`,
-/// `consumers` or `flood`.
+/// Measures one, and prints its figures: `opens`, `latency`, `image`, `stream`, `consumers` or
+/// `flood`.
 ///
 /// # Errors
 ///
@@ -22,6 +23,7 @@ pub fn run(name: &str) -> Result<()> {
     match name {
         "opens" => opens::run(),
         "latency" => latency::run(),
+        "image" => image::run(),
         "stream" => stream::run(),
         "consumers" => consumers::run(),
         "flood" => flood::run(),

@@ -24,8 +24,7 @@ const RUNC_DEVICE: u32 = 8;
 const RUNC_INODE: u64 = 999;
 
 pub(in crate::detect) fn sha256(bytes: &str) -> Sha256 {
-    use sha2::Digest as _;
-    Sha256(sha2::Sha256::digest(bytes).into())
+    Sha256::of(bytes.as_bytes())
 }
 
 /// An exec as each case changes it: of `/bin/tool`, copied up.

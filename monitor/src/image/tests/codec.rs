@@ -1,5 +1,4 @@
 use proptest::prelude::*;
-use sha2::Digest as _;
 
 use super::{
     super::codec::{DecodeError, decode, encode},
@@ -42,7 +41,7 @@ fn sealed(body: &[u8]) -> Vec<u8> {
     [
         b"monlayer".as_slice(),
         &2_u32.to_le_bytes(),
-        &sha2::Sha256::digest(body),
+        &Sha256::of(body).0,
         body,
     ]
     .concat()

@@ -314,3 +314,31 @@ async fn a_layer_that_cannot_be_written_is_served_and_written_later() {
     after.contents("default", &image.id).await.unwrap();
     assert_eq!(after.stats().loaded, 2);
 }
+
+#[tokio::test]
+async fn what_is_forgotten_is_on_disk_no_more_and_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = Arc::new(MemoryBlobs::default());
+    let first = image(&blobs, "a", &[tar_of("base"), tar_of("one")]);
+    let second = image(&blobs, "b", &[tar_of("base"), tar_of("two")]);
+    let store = open(directory.path(), &blobs);
+    let kept = store.contents("default", &second.id).await.unwrap();
+    store.contents("default", &first.id).await.unwrap();
+    // Also when something is known to be gone already.
+    let own = [digest_of(&tar_of("one")), digest_of(b"never kept")];
+    store.forget(&[first.id.manifest], &own);
+    let stats = store.stats();
+    assert_eq!((stats.removed, stats.layers_on_disk), (1, 2));
+    assert_eq!((stats.images_in_memory, stats.layers_in_memory), (1, 2));
+    assert!(store.peek("default", &first.id).is_none());
+    let again = store.contents("default", &first.id).await.unwrap();
+    assert!(again.lookup(b"/one").is_some());
+    assert!(Arc::ptr_eq(&again.layers()[0], &kept.layers()[0]));
+    assert_eq!(
+        [
+            blobs.opened(&first.layers[0]),
+            blobs.opened(&first.layers[1])
+        ],
+        [1, 2]
+    );
+}
