@@ -7,6 +7,7 @@ use monitor_common::{
     Hook, HookSet,
     code::MAPPINGS_MAX,
     open::{COMMANDS_DESCRIPTORS, Sign},
+    syscall::Next,
 };
 
 use crate::{
@@ -64,6 +65,8 @@ pub enum Call {
         count: u64,
         layout: socket_call::Layout,
     },
+    /// Another program looks at it.
+    Next(Next),
     Other,
 }
 
@@ -71,7 +74,10 @@ impl Call {
     /// Whether it is looked at though it failed: who is refused has tried.
     #[inline(always)]
     fn counts_if_failed(&self) -> bool {
-        matches!(self, Self::Address { .. } | Self::Messages { .. })
+        matches!(
+            self,
+            Self::Address { .. } | Self::Messages { .. } | Self::Next(Next::Rings)
+        )
     }
 }
 
@@ -83,15 +89,16 @@ pub fn observe_source(call: Call) {
     }
 }
 
-/// Runs at the end of each system call of the machine.
+/// Runs at the end of each system call of the machine; gives what goes on, if something does.
 #[inline(always)]
-pub fn observe(registers: *const u8, result: i64) {
+pub fn observe(registers: *const u8, result: i64) -> Option<Next> {
     let call = call(Pointer(registers));
     if (-4095..0).contains(&result) && !call.counts_if_failed() {
-        return;
+        return None;
     }
     match call {
         Call::Other => {}
+        Call::Next(next) => return Some(next),
         Call::Socket { family, kind } => {
             if maps::is_at_syscalls(Hook::Connect) {
                 connect::observe_creation(family, kind, HookSet::Tracepoint);
@@ -143,6 +150,7 @@ pub fn observe(registers: *const u8, result: i64) {
             }
         }
     }
+    None
 }
 
 #[inline(always)]
@@ -155,6 +163,8 @@ fn call(registers: Pointer) -> Call {
     match number & !X32 {
         // open, creat, openat, open_by_handle_at, openat2
         2 | 85 | 257 | 304 | 437 => Call::Open,
+        // io_uring_enter
+        426 => Call::Next(Next::Rings),
         // mmap
         9 => Call::Map {
             protection: registers.load(offset!(regs_dx)),
@@ -238,6 +248,8 @@ fn compatible_call(registers: Pointer, number: u64) -> Call {
     match number {
         // open, creat, openat, open_by_handle_at, openat2
         5 | 8 | 295 | 342 | 437 => Call::Open,
+        // io_uring_enter
+        426 => Call::Next(Next::Rings),
         // mmap2
         192 => Call::Map {
             protection: registers.load(offset!(regs_dx)),

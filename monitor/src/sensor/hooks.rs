@@ -1,8 +1,8 @@
 //! Where the kernel lets events be seen: which hooks there are for each kind of event, which of
 //! them the running kernel accepts, and what each does not see.
 
-use monitor_common::Hook;
 pub use monitor_common::HookSet;
+use monitor_common::{Hook, syscall::Next};
 
 /// All sets, best first.
 pub const SETS: [HookSet; 3] = [HookSet::Lsm, HookSet::Fentry, HookSet::Tracepoint];
@@ -24,6 +24,8 @@ pub(super) enum Place {
     Tracepoint(&'static str),
     /// The root of the cgroup v2 hierarchy, for what the program's section says.
     RootCgroup,
+    /// Where the program at the end of system calls leaves off.
+    Next(Next),
 }
 
 /// A program of the object, and where it goes.
@@ -46,7 +48,30 @@ const fn program(name: &'static str, place: Place) -> Program {
 
 /// What sees the end of system calls, for whatever is set in `AT_SYSCALLS`.
 pub(super) const AT_SYSCALLS: &str = "syscall_tracepoint";
-const SYSCALLS: Program = program(AT_SYSCALLS, Place::Tracepoint("sys_exit"));
+/// Its tracepoint, and that of what goes on where it leaves off.
+pub(super) const SYSCALL_EXIT: &str = "sys_exit";
+const SYSCALLS: Program = program(AT_SYSCALLS, Place::Tracepoint(SYSCALL_EXIT));
+
+/// What sees requests of io_uring, for whatever is set in `AT_SYSCALLS`.
+const RINGS: &[Program] = &[
+    program("ring_enter_tracepoint", Place::Next(Next::Rings)),
+    program(
+        "ring_work_tracepoint",
+        Place::Tracepoint("io_uring_task_work_run"),
+    ),
+    program(
+        "ring_local_tracepoint",
+        Place::Tracepoint("io_uring_local_work_run"),
+    ),
+    program(
+        "ring_complete_tracepoint",
+        Place::Tracepoint("io_uring_complete"),
+    ),
+    program(
+        "ring_submit_tracepoint",
+        Place::Tracepoint("io_uring_submit_req"),
+    ),
+];
 
 /// The kinds of events in the order in which they are attached: whoever is told of an open knows
 /// the exec.
@@ -243,6 +268,14 @@ pub(super) fn ways(kind: Hook) -> &'static [Way] {
         .map_or(&[], |(_, ways)| ways)
 }
 
+/// What a way sees more of where the kernel takes all of these.
+pub(super) fn additions(kind: Hook, set: HookSet) -> &'static [Program] {
+    match (kind, set) {
+        (Hook::Open, HookSet::Tracepoint) => RINGS,
+        _ => &[],
+    }
+}
+
 /// What is in force for a kind of event, and why nothing better is.
 #[derive(Clone, Debug)]
 pub struct Choice {
@@ -252,6 +285,8 @@ pub struct Choice {
     pub set: Option<HookSet>,
     /// The better ones that the kernel refused, and why.
     pub refused: Vec<Refusal>,
+    /// Why what io_uring does is not seen, where that takes hooks of its own.
+    pub refused_addition: Option<String>,
 }
 
 /// A set that the kernel refused.
@@ -266,23 +301,29 @@ pub struct Refusal {
 impl Refusal {
     /// The reason without the verifier's log, which follows it.
     pub fn without_log(&self) -> &str {
-        let reason = self.reason.split(" Verifier output:").next();
-        reason.unwrap_or_default().trim_end_matches('.')
+        without_log(&self.reason)
     }
+}
+
+fn without_log(reason: &str) -> &str {
+    let reason = reason.split(" Verifier output:").next();
+    reason.unwrap_or_default().trim_end_matches('.')
 }
 
 impl Choice {
     /// What is not seen of this kind of event by what is in force, one sentence each.
-    pub fn blind_spots(&self) -> Vec<&'static str> {
+    pub fn blind_spots(&self) -> Vec<String> {
         let Some(set) = self.set else {
-            return vec!["no event of this kind is seen"];
+            return vec!["no event of this kind is seen".to_owned()];
         };
         let of_set: &[&str] = match (self.kind, set) {
             (Hook::Code, HookSet::Tracepoint) => &[
                 "a mapping is looked for when the system call ends: one whose memory another thread holds locked or has unmapped by then is counted as unreadable",
                 "of one mprotect over more than 64 mappings the rest is counted as unreadable",
             ],
-            (Hook::Open, HookSet::Tracepoint) => &["files that are opened through io_uring"],
+            (Hook::Open, HookSet::Tracepoint) if self.refused_addition.is_none() => &[
+                "of files that are opened through io_uring without a completion, one that is closed again before the kernel tells of its thread, and those of one thread beyond 32 at once, are counted as unreadable",
+            ],
             (Hook::Connect, HookSet::Tracepoint) => &[
                 "AF_UNIX, raw and packet sockets that are used through io_uring",
                 "an AF_UNIX connect that fails, or whose descriptor another thread replaces before the system call ends",
@@ -309,6 +350,11 @@ impl Choice {
             ],
             Hook::Exec | Hook::Source | Hook::Fork | Hook::Exit => &[],
         };
-        of_set.iter().chain(of_kind).copied().collect()
+        let of_rings = self.refused_addition.iter().map(|reason| {
+            let reason = without_log(reason);
+            format!("files that are opened through io_uring: {reason}")
+        });
+        let known = of_set.iter().chain(of_kind).map(|&spot| spot.to_owned());
+        of_rings.chain(known).collect()
     }
 }
