@@ -32,8 +32,9 @@ macro_rules! kernel_offsets {
             /// The path a user opened, of the file in which a stacked filesystem keeps the real
             /// one: `user_path` of `struct backing_file`; 0 before 6.5.
             pub backing_user_path: u32,
-            /// The flag that a request of io_uring has until what it carries is released:
-            /// `REQ_F_NEED_CLEANUP_BIT`, as a mask; 0 if it is not known.
+            /// The flags of which a request of io_uring has one until what it carries is released:
+            /// `REQ_F_NEED_CLEANUP_BIT` and `REQ_F_ASYNC_DATA_BIT`, as a mask; 0 if they are not
+            /// known.
             pub ring_unfinished: u32,
             /// Inode number of the host's mount namespace.
             pub host_mount_namespace: u32,
@@ -196,7 +197,17 @@ kernel_offsets! {
     ring_result = "io_kiocb" "cqe.res", optional;
     ring_context = "io_kiocb" "ctx", optional;
     ring_submitter = "io_kiocb" "tctx", optional;
+    ring_descriptor = "io_kiocb" "cqe.fd", optional;
+    ring_file = "io_kiocb" "file", optional;
+    ring_message = "io_kiocb" "async_data", optional;
     ring_open_slot = "io_open" "file_slot", optional;
+    ring_socket_family = "io_socket" "domain", optional;
+    ring_socket_type = "io_socket" "type", optional;
+    ring_message_header = "io_async_msghdr" "msg", optional;
+    ring_message_address = "io_async_msghdr" "addr", optional;
+    msghdr_name_length = "msghdr" "msg_namelen", optional;
+    sock_peer_ipv4 = "sock_common" "skc_daddr", optional;
+    sock_peer_ipv6 = "sock_common" "skc_v6_daddr", optional;
     ring_slots = "io_ring_ctx" "file_table.data.nodes", optional;
     ring_slots_count = "io_ring_ctx" "file_table.data.nr", optional;
     ring_slot_file = "io_rsrc_node" "file_ptr", optional;

@@ -1,9 +1,9 @@
 //! Bounds of what is remembered of io_uring.
 
-/// Opens of one thread that have not been told of; beyond it they are lost and counted.
+/// Requests of one thread that have not been told of; beyond it they are lost and counted.
 pub const REQUESTS_MAX: u32 = 32;
 
-/// Threads with such opens, and opens of all threads; those that were submitted longest ago are
+/// Threads with such requests, and requests of all threads; those that were submitted longest ago are
 /// forgotten.
 pub const SUBMITTERS_MAX: u32 = 1_024;
 /// Likewise.

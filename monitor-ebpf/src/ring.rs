@@ -1,4 +1,4 @@
-//! What processes open through io_uring, where no hook of the security framework is to be had.
+//! What processes open and reach through io_uring, where no hook of the security framework is to be had.
 //!
 //! The kernel tells when a request is submitted, and when it writes a completion. That it can be asked
 //! not to write, or have no room for, so requests are remembered from their submission on, and looked
@@ -15,7 +15,8 @@ use monitor_common::{
 };
 
 use crate::{
-    kernel::{Pointer, offset, opaque},
+    connect,
+    kernel::{Memory, Pointer, offset, opaque},
     maps::{self, Outcome},
     open,
     syscall::{CONTINUE, STOP},
@@ -23,8 +24,17 @@ use crate::{
 };
 
 /// `IORING_OP_*` of `include/uapi/linux/io_uring.h`.
+const OP_SENDMSG: u8 = 9;
+const OP_CONNECT: u8 = 16;
 const OP_OPENAT: u8 = 18;
+const OP_SEND: u8 = 26;
 const OP_OPENAT2: u8 = 28;
+const OP_SOCKET: u8 = 45;
+const OP_SEND_ZC: u8 = 47;
+const OP_SENDMSG_ZC: u8 = 48;
+/// `REQ_F_FIXED_FILE` of `include/linux/io_uring_types.h`, the flag of the uapi: the file is one of
+/// the ring's own.
+const FIXED_FILE: u32 = 1;
 /// `IORING_FILE_INDEX_ALLOC` of `include/uapi/linux/io_uring.h`: the kernel chooses the slot.
 const ANY_SLOT: u32 = u32::MAX;
 /// The lower bits of a pointer in a slot are flags.
@@ -50,13 +60,60 @@ static NOTHING_SUBMITTED: [u64; REQUESTS_MAX as usize] = [0; REQUESTS_MAX as usi
 pub fn observe_submission(request: Pointer) {
     observe_occasion();
     let opcode: u8 = request.load(offset!(ring_opcode));
-    if is_open(opcode)
-        && maps::is_at_syscalls(Hook::Open)
-        && Watched::current(HookSet::Tracepoint).is_some()
-        && !remember(request.0 as u64, opcode)
-    {
-        maps::count(Hook::Open, Outcome::Unreadable);
+    let hook = match opcode {
+        OP_OPENAT | OP_OPENAT2 => Hook::Open,
+        OP_CONNECT | OP_SOCKET | OP_SENDMSG | OP_SEND | OP_SEND_ZC | OP_SENDMSG_ZC => Hook::Connect,
+        _ => return,
+    };
+    if !maps::is_at_syscalls(hook) || Watched::current(HookSet::Tracepoint).is_none() {
+        return;
     }
+    let is_seen = match opcode {
+        OP_OPENAT | OP_OPENAT2 | OP_CONNECT => remember(request.0 as u64, opcode),
+        OP_SOCKET => makes(request).is_some(),
+        _ => sends(request).is_some(),
+    };
+    if !is_seen {
+        maps::count(hook, Outcome::Unreadable);
+    }
+}
+
+/// Tells of a socket that is about to be made: nothing tells when it is, if there is no completion.
+#[inline(always)]
+fn makes(request: Pointer) -> Option<()> {
+    let command = offset!(ring_command);
+    let family: u32 = request.probe(command + offset!(ring_socket_family))?;
+    let kind: u32 = request.probe(command + offset!(ring_socket_type))?;
+    connect::observe_creation(family.into(), kind.into(), HookSet::Tracepoint);
+    Some(())
+}
+
+/// Tells of the address that something is about to be sent to, which the kernel has copied. Once it is
+/// sent, that is gone.
+#[inline(always)]
+fn sends(request: Pointer) -> Option<()> {
+    let message = request.probe_follow(offset!(ring_message))?;
+    if message.is_null() {
+        return Some(());
+    }
+    let header = offset!(ring_message_header);
+    if message
+        .probe_follow(header + offset!(msghdr_name))?
+        .is_null()
+    {
+        return Some(());
+    }
+    let length: u32 = message.probe(header + offset!(msghdr_name_length))?;
+    let descriptor: u32 = request.probe(offset!(ring_descriptor))?;
+    let flags: u32 = request.probe(offset!(ring_flags))?;
+    let file = if flags & FIXED_FILE == 0 {
+        open::file_of(Pointer::current_task(), descriptor.into())?
+    } else {
+        file_in_slot(request, descriptor)?
+    };
+    let address = Memory::Kernel(message).from(offset!(ring_message_address));
+    connect::observe_send(file, address, length.into());
+    Some(())
 }
 
 /// Runs when the kernel has written a completion of a request, in whatever thread of the process.
@@ -69,11 +126,6 @@ pub fn observe_completion(request: u64) {
 #[inline(always)]
 pub fn observe_occasion() {
     look_again(0);
-}
-
-#[inline(always)]
-fn is_open(opcode: u8) -> bool {
-    opcode == OP_OPENAT || opcode == OP_OPENAT2
 }
 
 /// The key of what the current thread has submitted; 0 of one that never did.
@@ -192,9 +244,13 @@ unsafe extern "C" fn next_request(index: u32, context: *mut c_void) -> i64 {
         *place = 0;
         request
     };
-    // Who removes it tells of it.
-    if request != 0 && REQUESTS.remove(request).is_ok() {
-        tell(Pointer(request as *const u8));
+    if request != 0
+        // SAFETY: who adds it is the only one that writes the value.
+        && let Some(&opcode) = unsafe { REQUESTS.get(request) }
+        // Who removes it tells of it.
+        && REQUESTS.remove(request).is_ok()
+    {
+        tell(Pointer(request as *const u8), opcode as u8);
     }
     CONTINUE
 }
@@ -205,9 +261,9 @@ fn is_remembered(request: u64) -> bool {
     unsafe { REQUESTS.get(request) }.is_some()
 }
 
-/// The memory of a request stays as it was until another is submitted in its place. That an open has
-/// ended is told by the name that it no longer holds; its result is there a few instructions later,
-/// and is there for certain if it ended in this thread.
+/// The memory of a request stays as it was until another is submitted in its place. That it has ended
+/// is told by the name or the address that it no longer holds. The result of an open is there a few
+/// instructions later, and is there for certain if it ended in this thread.
 #[inline(always)]
 fn is_finished(request: u64) -> bool {
     let flags: u32 = Pointer(request as *const u8)
@@ -218,16 +274,32 @@ fn is_finished(request: u64) -> bool {
 
 /// Tells what came of a request.
 #[inline(always)]
-fn tell(request: Pointer) {
-    if opened(request).is_none() {
-        maps::count(Hook::Open, Outcome::Unreadable);
+fn tell(request: Pointer, opcode: u8) {
+    let (hook, told) = if opcode == OP_CONNECT {
+        (Hook::Connect, connected(request))
+    } else {
+        (Hook::Open, opened(request))
+    };
+    if told.is_none() {
+        maps::count(hook, Outcome::Unreadable);
     }
 }
 
 #[inline(always)]
-fn opened(request: Pointer) -> Option<()> {
+fn connected(request: Pointer) -> Option<()> {
     // The memory is another request's by now.
-    if !is_open(request.probe(offset!(ring_opcode))?) {
+    if request.probe::<u8>(offset!(ring_opcode))? != OP_CONNECT {
+        return None;
+    }
+    connect::observe_connected(request.probe_follow(offset!(ring_file))?);
+    Some(())
+}
+
+#[inline(always)]
+fn opened(request: Pointer) -> Option<()> {
+    let opcode: u8 = request.probe(offset!(ring_opcode))?;
+    // Likewise.
+    if opcode != OP_OPENAT && opcode != OP_OPENAT2 {
         return None;
     }
     let result: i32 = request.probe(offset!(ring_result))?;

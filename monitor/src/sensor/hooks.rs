@@ -271,7 +271,7 @@ pub(super) fn ways(kind: Hook) -> &'static [Way] {
 /// What a way sees more of where the kernel takes all of these.
 pub(super) fn additions(kind: Hook, set: HookSet) -> &'static [Program] {
     match (kind, set) {
-        (Hook::Open, HookSet::Tracepoint) => RINGS,
+        (Hook::Open | Hook::Connect, HookSet::Tracepoint) => RINGS,
         _ => &[],
     }
 }
@@ -321,11 +321,7 @@ impl Choice {
                 "a mapping is looked for when the system call ends: one whose memory another thread holds locked or has unmapped by then is counted as unreadable",
                 "of one mprotect over more than 64 mappings the rest is counted as unreadable",
             ],
-            (Hook::Open, HookSet::Tracepoint) if self.refused_addition.is_none() => &[
-                "of files that are opened through io_uring without a completion, one that is closed again before the kernel tells of its thread, and those of one thread beyond 32 at once, are counted as unreadable",
-            ],
             (Hook::Connect, HookSet::Tracepoint) => &[
-                "AF_UNIX, raw and packet sockets that are used through io_uring",
                 "an AF_UNIX connect that fails, or whose descriptor another thread replaces before the system call ends",
                 "the socket behind the path that an AF_UNIX datagram is sent to: the path is told as the process wrote it",
                 "the address that a raw socket sends to is read from the process's memory when the system call ends; of one sendmmsg over more than 64 messages the rest is counted as unreadable",
@@ -352,9 +348,28 @@ impl Choice {
         };
         let of_rings = self.refused_addition.iter().map(|reason| {
             let reason = without_log(reason);
-            format!("files that are opened through io_uring: {reason}")
+            match self.kind {
+                Hook::Connect => format!(
+                    "AF_UNIX, raw and packet sockets that are used through io_uring: {reason}"
+                ),
+                _ => format!("files that are opened through io_uring: {reason}"),
+            }
         });
-        let known = of_set.iter().chain(of_kind).map(|&spot| spot.to_owned());
+        let of_rings_seen: &[&str] = match (self.kind, set) {
+            (Hook::Open, HookSet::Tracepoint) if self.refused_addition.is_none() => &[
+                "of files that are opened through io_uring without a completion, one that is closed again before the kernel tells of its thread, and those of one thread beyond 32 at once, are counted as unreadable",
+            ],
+            (Hook::Connect, HookSet::Tracepoint) if self.refused_addition.is_none() => &[
+                "whether a packet socket that is made through io_uring was refused: it is told when it is asked for",
+                "what AF_UNIX and raw sockets send through io_uring is told by the descriptor as it is when the request is submitted; one that is not there yet is counted as unreadable",
+            ],
+            _ => &[],
+        };
+        let known = of_set
+            .iter()
+            .chain(of_rings_seen)
+            .chain(of_kind)
+            .map(|&spot| spot.to_owned());
         of_rings.chain(known).collect()
     }
 }

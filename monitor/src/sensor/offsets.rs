@@ -82,9 +82,11 @@ pub fn read() -> Result<Offsets, OffsetsError> {
     offsets.backing_user_path = kernel
         .member_offset("backing_file", "user_path")
         .unwrap_or(0);
-    match kernel.enumerator("REQ_F_NEED_CLEANUP_BIT") {
-        Ok(bit) => offsets.ring_unfinished = 1_u32.checked_shl(bit).unwrap_or(0),
-        Err(error) => lacks = lacks.or(Some(error)),
+    for bit in ["REQ_F_NEED_CLEANUP_BIT", "REQ_F_ASYNC_DATA_BIT"] {
+        match kernel.enumerator(bit) {
+            Ok(bit) => offsets.ring_unfinished |= 1_u32.checked_shl(bit).unwrap_or(0),
+            Err(error) => lacks = lacks.or(Some(error)),
+        }
     }
     let namespace = host_mount_namespace().map_err(OffsetsError::HostNamespace)?;
     offsets.host_mount_namespace = u32::try_from(namespace).map_err(|_| {
