@@ -6,9 +6,11 @@
 pub enum Next {
     /// After requests of io_uring were submitted.
     Rings = 0,
+    /// After messages were received, with which files may have come.
+    Received = 1,
 }
 
 impl Next {
     /// How many there are.
-    pub const COUNT: u32 = 1;
+    pub const COUNT: u32 = 2;
 }

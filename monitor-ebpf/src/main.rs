@@ -17,6 +17,7 @@ mod maps;
 mod open;
 mod path;
 mod process;
+mod receive;
 mod record;
 mod ring;
 mod scratch;
@@ -124,6 +125,20 @@ pub fn open_lsm(ctx: LsmContext) -> i32 {
 #[fentry(function = "security_file_open")]
 pub fn open_fentry(ctx: FEntryContext) -> i32 {
     open::observe(Pointer(ctx.arg(0)), NO_DESCRIPTOR, HookSet::Fentry);
+    0
+}
+
+/// Kernel prototype: `int file_receive(struct file *file)`.
+#[lsm(hook = "file_receive")]
+pub fn open_receive_lsm(ctx: LsmContext) -> i32 {
+    open::observe_received(Pointer(ctx.arg(0)), NO_DESCRIPTOR, HookSet::Lsm);
+    ALLOW
+}
+
+/// Kernel prototype: `int security_file_receive(struct file *file)`.
+#[fentry(function = "security_file_receive")]
+pub fn open_receive_fentry(ctx: FEntryContext) -> i32 {
+    open::observe_received(Pointer(ctx.arg(0)), NO_DESCRIPTOR, HookSet::Fentry);
     0
 }
 
@@ -294,6 +309,15 @@ pub fn syscall_tracepoint(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sys_exit")]
 pub fn ring_enter_tracepoint(_ctx: BtfTracePointContext) -> i32 {
     ring::observe_occasion();
+    0
+}
+
+/// Likewise.
+///
+/// Kernel prototype: `void sys_exit(struct pt_regs *regs, long int ret)`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn open_receive_tracepoint(ctx: BtfTracePointContext) -> i32 {
+    receive::observe(Pointer(ctx.arg(0)), ctx.arg(1));
     0
 }
 

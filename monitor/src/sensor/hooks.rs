@@ -155,18 +155,27 @@ static WAYS: &[(Hook, &[Way])] = &[
         &[
             Way {
                 set: HookSet::Lsm,
-                programs: &[program("open_lsm", Place::Lsm("file_open"))],
+                programs: &[
+                    program("open_lsm", Place::Lsm("file_open")),
+                    program("open_receive_lsm", Place::Lsm("file_receive")),
+                ],
             },
             Way {
                 set: HookSet::Fentry,
-                programs: &[program(
-                    "open_fentry",
-                    Place::Function("security_file_open"),
-                )],
+                programs: &[
+                    program("open_fentry", Place::Function("security_file_open")),
+                    program(
+                        "open_receive_fentry",
+                        Place::Function("security_file_receive"),
+                    ),
+                ],
             },
             Way {
                 set: HookSet::Tracepoint,
-                programs: &[SYSCALLS],
+                programs: &[
+                    program("open_receive_tracepoint", Place::Next(Next::Received)),
+                    SYSCALLS,
+                ],
             },
         ],
     ),
@@ -321,6 +330,9 @@ impl Choice {
                 "a mapping is looked for when the system call ends: one whose memory another thread holds locked or has unmapped by then is counted as unreadable",
                 "of one mprotect over more than 64 mappings the rest is counted as unreadable",
             ],
+            (Hook::Open, HookSet::Tracepoint) => &[
+                "open files that come with a message received through io_uring, or by a seccomp notifier; those of other messages are told by what the process's memory says when the system call ends, and beyond a thousand in one call are counted as unreadable",
+            ],
             (Hook::Connect, HookSet::Tracepoint) => &[
                 "an AF_UNIX connect that fails, or whose descriptor another thread replaces before the system call ends",
                 "the socket behind the path that an AF_UNIX datagram is sent to: the path is told as the process wrote it",
@@ -334,6 +346,7 @@ impl Choice {
                 "memory without a file that is made executable: compilers at run time do the same",
             ],
             Hook::Open => &[
+                "open files that another process puts into a ring of io_uring (`IORING_MSG_SEND_FD`)",
                 "files that the kernel writes itself (proc, sysfs, cgroup), directories, devices and pipes",
                 "commands that a shell reads from where it has redirected its own standard input to",
                 "scripts that come by a pipe, a socket or an argument, which are no file",
