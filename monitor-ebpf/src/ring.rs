@@ -61,20 +61,22 @@ pub fn observe_submission(request: Pointer) {
     observe_occasion();
     let opcode: u8 = request.load(offset!(ring_opcode));
     let hook = match opcode {
-        OP_OPENAT | OP_OPENAT2 => Hook::Open,
-        OP_CONNECT | OP_SOCKET | OP_SENDMSG | OP_SEND | OP_SEND_ZC | OP_SENDMSG_ZC => Hook::Connect,
+        OP_OPENAT | OP_OPENAT2 | OP_CONNECT => hook_of(opcode),
+        OP_SOCKET | OP_SENDMSG | OP_SEND | OP_SEND_ZC | OP_SENDMSG_ZC => Hook::Connect,
         _ => return,
     };
     if !maps::is_at_syscalls(hook) || Watched::current(HookSet::Tracepoint).is_none() {
         return;
     }
-    let is_seen = match opcode {
-        OP_OPENAT | OP_OPENAT2 | OP_CONNECT => remember(request.0 as u64, opcode),
-        OP_SOCKET => makes(request).is_some(),
-        _ => sends(request).is_some(),
+    let lost = match opcode {
+        OP_OPENAT | OP_OPENAT2 | OP_CONNECT => {
+            (!remember(request.0 as u64, opcode)).then_some(Outcome::MapFull)
+        }
+        OP_SOCKET => makes(request).is_none().then_some(Outcome::Unreadable),
+        _ => sends(request).is_none().then_some(Outcome::Unreadable),
     };
-    if !is_seen {
-        maps::count(hook, Outcome::Unreadable);
+    if let Some(lost) = lost {
+        maps::count(hook, lost);
     }
 }
 
@@ -128,6 +130,16 @@ pub fn observe_occasion() {
     look_again(0);
 }
 
+/// Of what is remembered.
+#[inline(always)]
+fn hook_of(opcode: u8) -> Hook {
+    if opcode == OP_CONNECT {
+        Hook::Connect
+    } else {
+        Hook::Open
+    }
+}
+
 /// The key of what the current thread has submitted; 0 of one that never did.
 #[inline(always)]
 fn submitter() -> u64 {
@@ -138,6 +150,11 @@ fn submitter() -> u64 {
 #[inline(always)]
 fn remember(request: u64, opcode: u8) -> bool {
     let submitter = submitter();
+    // Another thread that uses the ring got the memory before it was told of who had it.
+    // SAFETY: who adds it is the only one that writes the value.
+    if let Some(&before) = unsafe { REQUESTS.get(request) } {
+        maps::count(hook_of(before as u8), Outcome::Unreadable);
+    }
     if SUBMITTERS.get_ptr(submitter).is_none()
         && SUBMITTERS.insert(submitter, &NOTHING_SUBMITTED, 0).is_err()
     {
@@ -275,13 +292,12 @@ fn is_finished(request: u64) -> bool {
 /// Tells what came of a request.
 #[inline(always)]
 fn tell(request: Pointer, opcode: u8) {
-    let (hook, told) = if opcode == OP_CONNECT {
-        (Hook::Connect, connected(request))
-    } else {
-        (Hook::Open, opened(request))
+    let told = match hook_of(opcode) {
+        Hook::Connect => connected(request),
+        _ => opened(request),
     };
     if told.is_none() {
-        maps::count(hook, Outcome::Unreadable);
+        maps::count(hook_of(opcode), Outcome::Unreadable);
     }
 }
 

@@ -370,7 +370,7 @@ impl Choice {
         });
         let of_rings_seen: &[&str] = match (self.kind, set) {
             (Hook::Open, HookSet::Tracepoint) if self.refused_addition.is_none() => &[
-                "of files that are opened through io_uring without a completion, one that is closed again before the kernel tells of its thread, and those of one thread beyond 32 at once, are counted as unreadable",
+                "of files that are opened through io_uring without a completion, one that is closed again before the kernel tells of its thread, and those of one thread beyond 32 at once, are lost and counted",
             ],
             (Hook::Connect, HookSet::Tracepoint) if self.refused_addition.is_none() => &[
                 "whether a packet socket that is made through io_uring was refused: it is told when it is asked for",
