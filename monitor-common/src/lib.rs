@@ -16,6 +16,8 @@ pub mod offsets;
 pub mod open;
 pub mod path;
 pub mod process;
+pub mod ring;
+pub mod syscall;
 pub mod task;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

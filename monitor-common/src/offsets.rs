@@ -6,7 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 macro_rules! kernel_offsets {
-    ($($field:ident = $type:literal $($member:literal)|+;)*) => {
+    ($($field:ident = $type:literal $($member:literal)|+ $(, $optional:ident)?;)*) => {
         /// Byte offsets into structs of the running kernel.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -32,6 +32,10 @@ macro_rules! kernel_offsets {
             /// The path a user opened, of the file in which a stacked filesystem keeps the real
             /// one: `user_path` of `struct backing_file`; 0 before 6.5.
             pub backing_user_path: u32,
+            /// The flags of which a request of io_uring has one until what it carries is released:
+            /// `REQ_F_NEED_CLEANUP_BIT` and `REQ_F_ASYNC_DATA_BIT`, as a mask; 0 if they are not
+            /// known.
+            pub ring_unfinished: u32,
             /// Inode number of the host's mount namespace.
             pub host_mount_namespace: u32,
         }
@@ -40,7 +44,12 @@ macro_rules! kernel_offsets {
             /// For each offset its name, the struct and the member paths it may go by, newest
             /// kernel first; a path descends with `.`.
             pub const MEMBERS: &'static [Member] = &[
-                $(Member { field: stringify!($field), structure: $type, paths: &[$($member),+] },)*
+                $(Member {
+                    field: stringify!($field),
+                    structure: $type,
+                    paths: &[$($member),+],
+                    is_optional: is_optional!($($optional)?),
+                },)*
             ];
 
             /// Zeros, to be filled in.
@@ -52,6 +61,7 @@ macro_rules! kernel_offsets {
                 ovl_entry_count: 0,
                 ovl_entry_dentry: 0,
                 backing_user_path: 0,
+                ring_unfinished: 0,
                 host_mount_namespace: 0,
             };
 
@@ -76,6 +86,17 @@ pub struct Member {
     pub structure: &'static str,
     /// The member, by each name it has had.
     pub paths: &'static [&'static str],
+    /// Programs that a kernel can do without use it: 0 where the kernel does not have it.
+    pub is_optional: bool,
+}
+
+macro_rules! is_optional {
+    () => {
+        false
+    };
+    (optional) => {
+        true
+    };
 }
 
 kernel_offsets! {
@@ -169,4 +190,25 @@ kernel_offsets! {
     unix_address_length = "unix_address" "len";
     unix_address_name = "unix_address" "name";
     msghdr_name = "msghdr" "msg_name";
+    task_ring = "task_struct" "io_uring", optional;
+    ring_command = "io_kiocb" "cmd", optional;
+    ring_opcode = "io_kiocb" "opcode", optional;
+    ring_flags = "io_kiocb" "flags", optional;
+    ring_result = "io_kiocb" "cqe.res", optional;
+    ring_context = "io_kiocb" "ctx", optional;
+    ring_submitter = "io_kiocb" "tctx", optional;
+    ring_descriptor = "io_kiocb" "cqe.fd", optional;
+    ring_file = "io_kiocb" "file", optional;
+    ring_message = "io_kiocb" "async_data", optional;
+    ring_open_slot = "io_open" "file_slot", optional;
+    ring_socket_family = "io_socket" "domain", optional;
+    ring_socket_type = "io_socket" "type", optional;
+    ring_message_header = "io_async_msghdr" "msg", optional;
+    ring_message_address = "io_async_msghdr" "addr", optional;
+    msghdr_name_length = "msghdr" "msg_namelen", optional;
+    sock_peer_ipv4 = "sock_common" "skc_daddr", optional;
+    sock_peer_ipv6 = "sock_common" "skc_v6_daddr", optional;
+    ring_slots = "io_ring_ctx" "file_table.data.nodes", optional;
+    ring_slots_count = "io_ring_ctx" "file_table.data.nr", optional;
+    ring_slot_file = "io_rsrc_node" "file_ptr", optional;
 }

@@ -35,6 +35,13 @@ pub const OPEN_INTERPRETED: u32 = 2;
 pub const OPEN_READ: u32 = 4;
 /// Opened for writing.
 pub const OPEN_WRITE: u32 = 8;
+/// Not opened by the process, but handed over by another.
+pub const OPEN_RECEIVED: u32 = 16;
+
+/// Messages, control messages and descriptors of one call looked at, together, where only its end
+/// tells of received files; beyond it they are counted as unreadable. One message carries 253
+/// descriptors at most.
+pub const RECEIVED_MAX: u32 = 1_024;
 
 /// How many opens the kernel side remembers as judged good; the least recently used one is
 /// forgotten and told again.

@@ -181,21 +181,64 @@ pub fn observe_call(descriptor: u64, address: Address, purpose: Purpose) -> bool
     let Some(socket) = socket_of(descriptor) else {
         return false;
     };
-    let is_raw = socket.socket_type == SOCKET_RAW
-        && (socket.family == FAMILY_IPV4 || socket.family == FAMILY_IPV6);
-    if socket.family != FAMILY_UNIX && !is_raw {
+    let is_raw = socket.is_raw();
+    if !socket.is_unseen() {
         return false;
     }
     if let Some(run) = Run::begin(HookSet::Tracepoint) {
         let peer = run.claim.peer();
         let reached = match purpose {
             _ if is_raw => socket.reach(peer, socket.family, Memory::Process(address.at)),
-            Purpose::Send => reach_named(peer, socket.socket_type, address),
+            Purpose::Send => {
+                let name = Memory::Process(address.at);
+                reach_named(peer, socket.socket_type, name, address.length)
+            }
             Purpose::Connect => reach_connected(run.claim, socket),
         };
         run.end(reached);
     }
     true
+}
+
+/// Runs when the socket of a file may have been connected. Told of are those that programs of the
+/// cgroup do not see.
+#[inline(always)]
+pub fn observe_connected(file: Pointer) {
+    let Some(socket) = socket_of_file(file) else {
+        return;
+    };
+    if !socket.is_unseen() {
+        return;
+    }
+    if let Some(run) = Run::begin(HookSet::Tracepoint) {
+        let reached = if socket.is_raw() {
+            socket.reach_raw(run.claim.peer())
+        } else {
+            reach_connected(run.claim, socket)
+        };
+        run.end(reached);
+    }
+}
+
+/// Runs before the socket of a file sends to an address of this length. Told of are those that
+/// programs of the cgroup do not see.
+#[inline(always)]
+pub fn observe_send(file: Pointer, address: Memory, length: u64) {
+    let Some(socket) = socket_of_file(file) else {
+        return;
+    };
+    if !socket.is_unseen() {
+        return;
+    }
+    if let Some(run) = Run::begin(HookSet::Tracepoint) {
+        let peer = run.claim.peer();
+        let reached = if socket.is_raw() {
+            socket.reach(peer, socket.family, address)
+        } else {
+            reach_named(peer, socket.socket_type, address, length)
+        };
+        run.end(reached);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -217,6 +260,38 @@ impl Socket {
             socket_type: socket.probe(offset!(socket_type))?,
             protocol: sock.probe(offset!(sock_protocol))?,
         })
+    }
+
+    #[inline(always)]
+    fn is_raw(&self) -> bool {
+        self.socket_type == SOCKET_RAW && (self.family == FAMILY_IPV4 || self.family == FAMILY_IPV6)
+    }
+
+    /// Whether programs of the cgroup do not see it.
+    #[inline(always)]
+    fn is_unseen(&self) -> bool {
+        self.family == FAMILY_UNIX || self.is_raw()
+    }
+
+    /// Tells the address that a raw one is connected to.
+    #[inline(always)]
+    fn reach_raw(&self, peer: &mut Peer) -> Option<Reached> {
+        peer.socket_type = self.socket_type;
+        peer.protocol = self.protocol;
+        peer.family = self.family;
+        peer.address_kind = PeerAddress::Ip as u16;
+        if self.family == FAMILY_IPV4 {
+            peer.length = 4;
+            let bytes: u32 = self.sock.probe(offset!(sock_peer_ipv4))?;
+            peer.address[..4].copy_from_slice(&bytes.to_ne_bytes());
+        } else {
+            peer.length = 16;
+            let high: u64 = self.sock.probe(offset!(sock_peer_ipv6))?;
+            let low: u64 = self.sock.probe(offset!(sock_peer_ipv6) + 8)?;
+            peer.address[..8].copy_from_slice(&high.to_ne_bytes());
+            peer.address[8..16].copy_from_slice(&low.to_ne_bytes());
+        }
+        Some(Reached::Peer)
     }
 
     /// Reads an address that may be of another family than the socket.
@@ -263,7 +338,12 @@ impl Socket {
 /// The socket behind a descriptor of the current task.
 #[inline(always)]
 fn socket_of(descriptor: u64) -> Option<Socket> {
-    let file = open::file_of(Pointer::current_task(), descriptor)?;
+    socket_of_file(open::file_of(Pointer::current_task(), descriptor)?)
+}
+
+/// The socket of a file.
+#[inline(always)]
+fn socket_of_file(file: Pointer) -> Option<Socket> {
     let magic: u32 = file
         .probe_follow(offset!(file_inode))?
         .probe_follow(offset!(inode_sb))?
@@ -326,15 +406,11 @@ fn reach_unix(claim: Claim, socket_type: u16, other: Pointer) -> Option<Reached>
 
 /// Tells a socket of AF_UNIX by the address that the process gave.
 #[inline(always)]
-fn reach_named(peer: &mut Peer, socket_type: u16, address: Address) -> Option<Reached> {
+fn reach_named(peer: &mut Peer, socket_type: u16, address: Memory, length: u64) -> Option<Reached> {
     peer.family = FAMILY_UNIX;
     peer.socket_type = socket_type;
-    let name = Memory::Process(address.at.wrapping_add(UNIX_NAME as u64));
-    read_name(
-        peer,
-        name,
-        (address.length as usize).saturating_sub(UNIX_NAME),
-    )
+    let length = (length as usize).saturating_sub(UNIX_NAME);
+    read_name(peer, address.from(UNIX_NAME), length)
 }
 
 /// Reads a name of AF_UNIX, of which abstract ones begin with NUL.

@@ -164,6 +164,15 @@ impl Memory {
         }
     }
 
+    /// What lies there from `offset` on.
+    #[inline(always)]
+    pub fn from(self, offset: usize) -> Self {
+        match self {
+            Self::Kernel(pointer) => Self::Kernel(Pointer(pointer.0.wrapping_add(offset))),
+            Self::Process(address) => Self::Process(address.wrapping_add(offset as u64)),
+        }
+    }
+
     /// Copies what lies there; false on a fault.
     ///
     /// # Safety

@@ -17,7 +17,9 @@ mod maps;
 mod open;
 mod path;
 mod process;
+mod receive;
 mod record;
+mod ring;
 mod scratch;
 mod socket_call;
 mod syscall;
@@ -123,6 +125,20 @@ pub fn open_lsm(ctx: LsmContext) -> i32 {
 #[fentry(function = "security_file_open")]
 pub fn open_fentry(ctx: FEntryContext) -> i32 {
     open::observe(Pointer(ctx.arg(0)), NO_DESCRIPTOR, HookSet::Fentry);
+    0
+}
+
+/// Kernel prototype: `int file_receive(struct file *file)`.
+#[lsm(hook = "file_receive")]
+pub fn open_receive_lsm(ctx: LsmContext) -> i32 {
+    open::observe_received(Pointer(ctx.arg(0)), NO_DESCRIPTOR, HookSet::Lsm);
+    ALLOW
+}
+
+/// Kernel prototype: `int security_file_receive(struct file *file)`.
+#[fentry(function = "security_file_receive")]
+pub fn open_receive_fentry(ctx: FEntryContext) -> i32 {
+    open::observe_received(Pointer(ctx.arg(0)), NO_DESCRIPTOR, HookSet::Fentry);
     0
 }
 
@@ -281,7 +297,57 @@ pub fn connect_send_ipv6_cgroup(ctx: SockAddrContext) -> i32 {
 /// Kernel prototype: `void sys_exit(struct pt_regs *regs, long int ret)`.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn syscall_tracepoint(ctx: BtfTracePointContext) -> i32 {
-    syscall::observe(ctx.arg(0), ctx.arg(1));
+    if let Some(next) = syscall::observe(ctx.arg(0), ctx.arg(1)) {
+        maps::go_on(&ctx, next);
+    }
+    0
+}
+
+/// Runs behind the one above, where that says so.
+///
+/// Kernel prototype: `void sys_exit(struct pt_regs *regs, long int ret)`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn ring_enter_tracepoint(_ctx: BtfTracePointContext) -> i32 {
+    ring::observe_occasion();
+    0
+}
+
+/// Likewise.
+///
+/// Kernel prototype: `void sys_exit(struct pt_regs *regs, long int ret)`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn open_receive_tracepoint(ctx: BtfTracePointContext) -> i32 {
+    receive::observe(Pointer(ctx.arg(0)), ctx.arg(1));
+    0
+}
+
+/// Kernel prototype: `void io_uring_submit_req(struct io_kiocb *req)`, or none.
+#[btf_tracepoint(function = "io_uring_submit_req")]
+pub fn ring_submit_tracepoint(ctx: BtfTracePointContext) -> i32 {
+    ring::observe_submission(Pointer(ctx.arg(0)));
+    0
+}
+
+/// Kernel prototype: `void io_uring_complete(struct io_ring_ctx *ctx, void *req,
+/// struct io_uring_cqe *cqe)`, or none.
+#[btf_tracepoint(function = "io_uring_complete")]
+pub fn ring_complete_tracepoint(ctx: BtfTracePointContext) -> i32 {
+    ring::observe_completion(ctx.arg(1));
+    0
+}
+
+/// Kernel prototype: `void io_uring_task_work_run(void *tctx, unsigned int count)`, or none.
+#[btf_tracepoint(function = "io_uring_task_work_run")]
+pub fn ring_work_tracepoint(_ctx: BtfTracePointContext) -> i32 {
+    ring::observe_occasion();
+    0
+}
+
+/// Kernel prototype: `void io_uring_local_work_run(void *ctx, int count, unsigned int loops)`, or
+/// none.
+#[btf_tracepoint(function = "io_uring_local_work_run")]
+pub fn ring_local_tracepoint(_ctx: BtfTracePointContext) -> i32 {
+    ring::observe_occasion();
     0
 }
 

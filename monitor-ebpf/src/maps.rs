@@ -4,7 +4,8 @@ use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::generated::bpf_get_current_cgroup_id,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, ProgramArray, RingBuf},
+    programs::BtfTracePointContext,
 };
 use monitor_common::{
     CGROUPS_MAX, CgroupFacts, HOOKS, Hook, HookCounters, Mark, REMEMBERED_MAX, RING_BYTES,
@@ -15,6 +16,7 @@ use monitor_common::{
     interpreter::INTERPRETERS_MAX,
     loss::{LOSSES_MAX, LossCause, LossKey, LossTotals},
     open::{OPENS_MAX, OpenKey},
+    syscall::Next,
 };
 
 use crate::{kernel::Pointer, task};
@@ -55,6 +57,11 @@ static MEMORY_TOLD: LruHashMap<Process, u32> = LruHashMap::with_max_entries(PROC
 /// What the hook at the end of system calls is to see: bits by `Hook`.
 #[map]
 static AT_SYSCALLS: Array<u32> = Array::with_max_entries(1, 0);
+
+/// What goes on where the hook at the end of system calls leaves off, by `Next`: programs of their own,
+/// since together they are too much for the verifier. Where there is none, nothing happens.
+#[map]
+static NEXT: ProgramArray = ProgramArray::with_max_entries(Next::COUNT, 0);
 
 /// The account, by `Hook`.
 #[map]
@@ -231,6 +238,13 @@ pub fn is_at_syscalls(hook: Hook) -> bool {
     AT_SYSCALLS
         .get(0)
         .is_some_and(|hooks| *hooks & (1 << hook as u32) != 0)
+}
+
+/// Has another program go on in place of this one, if there is one.
+#[inline(always)]
+pub fn go_on(context: &BtfTracePointContext, next: Next) {
+    // SAFETY: nothing here needs to be dropped.
+    unsafe { NEXT.tail_call(context, next as u32) }
 }
 
 /// Hands a record to the agent and wakes it; false if the ring is full. By itself the kernel wakes

@@ -4,8 +4,8 @@ use monitor_common::{
     Hook, HookSet, RecordKind,
     interpreter::Interpreter,
     open::{
-        OPEN_INTERPRETED, OPEN_READ, OPEN_STANDARD_INPUT, OPEN_WRITE, OpenRecord, Sign,
-        SourceRecord,
+        OPEN_INTERPRETED, OPEN_READ, OPEN_RECEIVED, OPEN_STANDARD_INPUT, OPEN_WRITE, OpenRecord,
+        Sign, SourceRecord,
     },
 };
 use zerocopy::IntoBytes as _;
@@ -39,8 +39,20 @@ const KERNEL_FILESYSTEMS: [u32; 3] = [0x9fa0, 0x6265_6572, 0x6367_7270];
 /// Runs when a task has opened `file`.
 #[inline(always)]
 pub fn observe(file: Pointer, descriptor: u32, hook: HookSet) {
+    observe_with(file, descriptor, 0, hook);
+}
+
+/// Runs when a task has received `file`, which another opened.
+#[inline(always)]
+pub fn observe_received(file: Pointer, descriptor: u32, hook: HookSet) {
+    observe_with(file, descriptor, OPEN_RECEIVED, hook);
+}
+
+/// Runs when a task has got `file` in the way that the flags tell: [`OPEN_RECEIVED`] or none.
+#[inline(always)]
+pub fn observe_with(file: Pointer, descriptor: u32, flags: u32, hook: HookSet) {
     let outcome = match Watched::current(hook) {
-        Some(watched) => observe_in(&watched, file, descriptor, 0),
+        Some(watched) => observe_in(&watched, file, descriptor, flags),
         None => Outcome::Unwatched,
     };
     maps::count(Hook::Open, outcome);
@@ -92,9 +104,11 @@ fn send(
     if mode & FILE_TYPE != REGULAR_FILE || KERNEL_FILESYSTEMS.contains(&magic) {
         return Some(Outcome::Unwatched);
     }
-    // What is opened for writing as well is data.
+    // What is opened for writing as well is data, and so is what no name led to.
     let mut may_become_code = is_standard_input
-        || (access == OPEN_READ && interpreter::of_task(watched.task)? != NO_INTERPRETER);
+        || (access == OPEN_READ
+            && flags & OPEN_RECEIVED == 0
+            && interpreter::of_task(watched.task)? != NO_INTERPRETER);
     let is_known = is_standard_input
         || maps::is_open_known(&opened.open_key(magic, watched.cgroup_id, access)?);
     if is_known && !may_become_code {

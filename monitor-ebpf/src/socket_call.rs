@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use monitor_common::{Hook, connect::MESSAGES_MAX};
+use monitor_common::{Hook, connect::MESSAGES_MAX, syscall::Next};
 
 use crate::{
     connect::{self, Address, Purpose},
@@ -15,8 +15,8 @@ use crate::{
 /// Bytes of a pointer in a message, and from one `struct mmsghdr` to the next.
 #[derive(Clone, Copy)]
 pub struct Layout {
-    is_compatible: bool,
-    stride: u64,
+    pub is_compatible: bool,
+    pub stride: u64,
 }
 
 pub const WIDE: Layout = Layout {
@@ -28,14 +28,14 @@ pub const COMPATIBLE: Layout = Layout {
     stride: 32,
 };
 
+/// The number of [`call`].
+pub const NUMBER: u64 = 102;
+
 /// The one system call that older 32-bit programs have for all that sockets do: its arguments lie
 /// in memory.
 #[inline(always)]
 pub fn call(number: u64, arguments: u64) -> Call {
-    let argument = |index| {
-        let value: Option<u32> = Memory::Process(arguments).get(index * size_of::<u32>());
-        u64::from(value.unwrap_or(0))
-    };
+    let argument = |index| argument(arguments, index);
     // `SYS_*` of `include/uapi/linux/net.h`.
     match number {
         1 => Call::Socket {
@@ -58,6 +58,7 @@ pub fn call(number: u64, arguments: u64) -> Call {
             },
             purpose: Purpose::Send,
         },
+        17 | 19 => Call::Next(Next::Received),
         16 => Call::Messages {
             descriptor: argument(0),
             headers: argument(1),
@@ -72,6 +73,13 @@ pub fn call(number: u64, arguments: u64) -> Call {
         },
         _ => Call::Other,
     }
+}
+
+/// One argument of such a call.
+#[inline(always)]
+pub fn argument(arguments: u64, index: usize) -> u64 {
+    let value: Option<u32> = Memory::Process(arguments).get(index * size_of::<u32>());
+    u64::from(value.unwrap_or(0))
 }
 
 /// Messages of which the address is looked at next.

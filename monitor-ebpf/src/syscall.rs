@@ -6,7 +6,8 @@ use aya_ebpf::helpers::generated::{bpf_find_vma, bpf_loop};
 use monitor_common::{
     Hook, HookSet,
     code::MAPPINGS_MAX,
-    open::{COMMANDS_DESCRIPTORS, Sign},
+    open::{COMMANDS_DESCRIPTORS, OPEN_RECEIVED, Sign},
+    syscall::Next,
 };
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 /// `TS_COMPAT` of `arch/x86/include/asm/thread_info.h`: a system call by its 32-bit number.
 const COMPATIBLE: u32 = 2;
 /// `__X32_SYSCALL_BIT` of `arch/x86/include/uapi/asm/unistd.h`.
-const X32: u64 = 0x4000_0000;
+pub const X32: u64 = 0x4000_0000;
 /// `SHM_EXEC` of `include/uapi/linux/shm.h`.
 const SHM_EXEC: u64 = 0o100_000;
 /// Of `include/uapi/linux/fcntl.h`.
@@ -33,7 +34,10 @@ const VM_EXEC: u64 = 4;
 /// What a system call asked for.
 #[derive(Clone, Copy)]
 pub enum Call {
-    Open,
+    /// To get a file, in the way that the flags of an open tell.
+    Open {
+        flags: u32,
+    },
     Map {
         protection: u64,
     },
@@ -64,6 +68,8 @@ pub enum Call {
         count: u64,
         layout: socket_call::Layout,
     },
+    /// Another program looks at it.
+    Next(Next),
     Other,
 }
 
@@ -71,7 +77,10 @@ impl Call {
     /// Whether it is looked at though it failed: who is refused has tried.
     #[inline(always)]
     fn counts_if_failed(&self) -> bool {
-        matches!(self, Self::Address { .. } | Self::Messages { .. })
+        matches!(
+            self,
+            Self::Address { .. } | Self::Messages { .. } | Self::Next(Next::Rings)
+        )
     }
 }
 
@@ -83,15 +92,16 @@ pub fn observe_source(call: Call) {
     }
 }
 
-/// Runs at the end of each system call of the machine.
+/// Runs at the end of each system call of the machine; gives what goes on, if something does.
 #[inline(always)]
-pub fn observe(registers: *const u8, result: i64) {
+pub fn observe(registers: *const u8, result: i64) -> Option<Next> {
     let call = call(Pointer(registers));
     if (-4095..0).contains(&result) && !call.counts_if_failed() {
-        return;
+        return None;
     }
     match call {
         Call::Other => {}
+        Call::Next(next) => return Some(next),
         Call::Socket { family, kind } => {
             if maps::is_at_syscalls(Hook::Connect) {
                 connect::observe_creation(family, kind, HookSet::Tracepoint);
@@ -116,11 +126,11 @@ pub fn observe(registers: *const u8, result: i64) {
                 socket_call::look_at(descriptor, headers, count, layout);
             }
         }
-        Call::Open => {
+        Call::Open { flags } => {
             if maps::is_at_syscalls(Hook::Open)
                 && let Some(file) = open::file_of(Pointer::current_task(), result as u64)
             {
-                open::observe(file, result as u32, HookSet::Tracepoint);
+                open::observe_with(file, result as u32, flags, HookSet::Tracepoint);
             }
         }
         Call::Source { descriptor, sign } => {
@@ -143,18 +153,26 @@ pub fn observe(registers: *const u8, result: i64) {
             }
         }
     }
+    None
 }
 
 #[inline(always)]
 fn call(registers: Pointer) -> Call {
     let number = registers.load::<u64>(offset!(regs_number));
-    let status: u32 = Pointer::current_task().load(offset!(task_status));
-    if status & COMPATIBLE != 0 {
+    if is_compatible() {
         return compatible_call(registers, number);
     }
     match number & !X32 {
         // open, creat, openat, open_by_handle_at, openat2
-        2 | 85 | 257 | 304 | 437 => Call::Open,
+        2 | 85 | 257 | 304 | 437 => Call::Open { flags: 0 },
+        // pidfd_getfd
+        438 => Call::Open {
+            flags: OPEN_RECEIVED,
+        },
+        // recvmsg, recvmmsg
+        47 | 299 => Call::Next(Next::Received),
+        // io_uring_enter
+        426 => Call::Next(Next::Rings),
         // mmap
         9 => Call::Map {
             protection: registers.load(offset!(regs_dx)),
@@ -232,12 +250,26 @@ fn call(registers: Pointer) -> Call {
     }
 }
 
+/// Whether a system call was made by its 32-bit number.
+#[inline(always)]
+pub fn is_compatible() -> bool {
+    Pointer::current_task().load::<u32>(offset!(task_status)) & COMPATIBLE != 0
+}
+
 /// The same of a 32-bit program, or of `int 0x80`.
 #[inline(always)]
 fn compatible_call(registers: Pointer, number: u64) -> Call {
     match number {
         // open, creat, openat, open_by_handle_at, openat2
-        5 | 8 | 295 | 342 | 437 => Call::Open,
+        5 | 8 | 295 | 342 | 437 => Call::Open { flags: 0 },
+        // pidfd_getfd
+        438 => Call::Open {
+            flags: OPEN_RECEIVED,
+        },
+        // recvmsg, recvmmsg
+        372 | 337 | 417 => Call::Next(Next::Received),
+        // io_uring_enter
+        426 => Call::Next(Next::Rings),
         // mmap2
         192 => Call::Map {
             protection: registers.load(offset!(regs_dx)),
@@ -290,7 +322,7 @@ fn compatible_call(registers: Pointer, number: u64) -> Call {
             layout: socket_call::COMPATIBLE,
         },
         // socketcall
-        102 => socket_call::call(
+        socket_call::NUMBER => socket_call::call(
             registers.load(offset!(regs_bx)),
             registers.load(offset!(regs_cx)),
         ),

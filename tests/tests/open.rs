@@ -16,6 +16,20 @@ behaviours! {
         "mkdir /root /root/.aws; probe creat /root/.aws/credentials;
          probe open-repeat 1000 /root/.aws/credentials"
         => [("open_sensitive", "/root/.aws/credentials")];
+    opens_through_io_uring_are_told_each_once:
+        "for how in plain async slot poll skip async,skip slot,skip poll,slot,skip; do
+         mkdir -p /tmp/$how/.ssh; echo key > /tmp/$how/x; busybox mv /tmp/$how/x /tmp/$how/.ssh/id_rsa;
+         probe open-ring $how /tmp/$how/.ssh/id_rsa; done"
+        => [
+            ("open_sensitive", "/tmp/async,skip/.ssh/id_rsa"),
+            ("open_sensitive", "/tmp/async/.ssh/id_rsa"),
+            ("open_sensitive", "/tmp/plain/.ssh/id_rsa"),
+            ("open_sensitive", "/tmp/poll,slot,skip/.ssh/id_rsa"),
+            ("open_sensitive", "/tmp/poll/.ssh/id_rsa"),
+            ("open_sensitive", "/tmp/skip/.ssh/id_rsa"),
+            ("open_sensitive", "/tmp/slot,skip/.ssh/id_rsa"),
+            ("open_sensitive", "/tmp/slot/.ssh/id_rsa"),
+        ];
     other_files_raise_nothing:
         "echo x > /tmp/x; cat /tmp/x /bin/busybox > /dev/null" => [];
 }

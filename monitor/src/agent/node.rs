@@ -540,6 +540,6 @@ fn limits(choice: &Choice) -> String {
             refusal.without_log()
         )
     });
-    let blind = choice.blind_spots().into_iter().map(str::to_owned);
+    let blind = choice.blind_spots().into_iter();
     blind.chain(refused).collect::<Vec<_>>().join("; ")
 }

@@ -36,8 +36,7 @@ impl Owner {
             known: pending.known.clone(),
         };
         let finding = open::judge(
-            &opened.used,
-            opened.access,
+            opened,
             container,
             writer.finding(container),
             self.host_mount_namespace,

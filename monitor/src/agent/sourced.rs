@@ -130,6 +130,7 @@ mod tests {
             },
             is_interpreted: true,
             is_standard_input: false,
+            is_received: false,
             descriptor: None,
             held: None,
         };

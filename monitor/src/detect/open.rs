@@ -8,7 +8,7 @@ use monitor_api::bytes::escape;
 
 use crate::{
     containers::{Container, Task},
-    sensor::event::{Access, FileUse},
+    sensor::event::{FileUse, Open},
 };
 
 /// What makes a file sensitive.
@@ -160,13 +160,13 @@ fn shows_all(seen: &[u8], in_filesystem: &[u8]) -> bool {
 
 /// `open_sensitive`, unless the container's runtime opened it while it was making the container.
 pub fn judge(
-    used: &FileUse,
-    access: Access,
+    opened: &Open,
     container: &Arc<Container>,
     process: ProcessFinding,
     host_mount_namespace: u32,
     hook: &'static str,
 ) -> Option<Finding> {
+    let used = &opened.used;
     if used.process.mount_namespace == host_mount_namespace {
         return None;
     }
@@ -178,9 +178,11 @@ pub fn judge(
         Some(name) if name != *path => format!("; it was {} at the start", escape(name)),
         _ => String::new(),
     };
-    let done = match access {
-        Access { write: true, .. } => "was opened for writing",
-        Access { .. } => "was opened for reading",
+    let done = match (opened.is_received, opened.access.write) {
+        (false, true) => "was opened for writing",
+        (false, false) => "was opened for reading",
+        (true, true) => "was handed over open for writing",
+        (true, false) => "was handed over open for reading",
     };
     Some(Finding {
         kind: Kind::OpenSensitive,

@@ -74,7 +74,7 @@ fn hook(choice: &Choice) -> Line {
         state,
         finding: choice.set.map_or("none", hooks::set_name).to_owned(),
         reasons: refused.collect(),
-        not_seen: blind_spots.into_iter().map(str::to_owned).collect(),
+        not_seen: blind_spots,
     }
 }
 

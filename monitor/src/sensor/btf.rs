@@ -46,6 +46,9 @@ pub enum BtfError {
         /// The member, by each name that was tried.
         member: String,
     },
+    /// The kernel has no such enumerator.
+    #[error("this kernel's BTF has no enumerator {0}")]
+    NoEnumerator(String),
     /// The kernel has no such function or tracepoint, or not as one that can be hooked.
     #[error("this kernel's BTF has no function or tracepoint {0}")]
     NoPrototype(String),
@@ -192,6 +195,18 @@ impl<'a> Btf<'a> {
     /// Whether the kernel has a function of this name that a program can name.
     pub fn has_function(&self, name: &str) -> bool {
         self.find(name, |btf| &btf.functions).is_some()
+    }
+
+    /// The value of an enumerator, of whatever enum.
+    pub fn enumerator(&self, name: &str) -> Result<u32, BtfError> {
+        let own = (self.first_type..self.next_type()).filter_map(|id| self.type_at(id));
+        own.filter(|of| of.kind == KIND_ENUM)
+            .flat_map(|of| of.members.chunks_exact(8))
+            .find_map(|member| {
+                let at = u32_at(member, 0)? as usize;
+                (self.string(at)? == name.as_bytes()).then(|| u32_at(member, 4))?
+            })
+            .ok_or_else(|| BtfError::NoEnumerator(name.to_owned()))
     }
 
     /// Byte offset of a member; `path` descends with `.`, and through anonymous members by itself.

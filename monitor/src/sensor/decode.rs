@@ -8,8 +8,8 @@ use monitor_common::{
     exec::{EXEC_ARGUMENTS_TRUNCATED, EXEC_ARGUMENTS_UNREADABLE, ExecRecord},
     file::FileFacts,
     open::{
-        NO_DESCRIPTOR, OPEN_INTERPRETED, OPEN_READ, OPEN_STANDARD_INPUT, OPEN_WRITE, OpenRecord,
-        Sign, SourceRecord,
+        NO_DESCRIPTOR, OPEN_INTERPRETED, OPEN_READ, OPEN_RECEIVED, OPEN_STANDARD_INPUT, OPEN_WRITE,
+        OpenRecord, Sign, SourceRecord,
     },
     path::{PATH_TRUNCATED, PATH_UNLINKED, PathLengths},
     process::{ExitRecord, ForkRecord},
@@ -143,6 +143,7 @@ fn open(bytes: &[u8], hook: HookSet) -> Option<Event> {
         },
         is_interpreted: record.flags & OPEN_INTERPRETED != 0,
         is_standard_input: record.flags & OPEN_STANDARD_INPUT != 0,
+        is_received: record.flags & OPEN_RECEIVED != 0,
         descriptor: (record.descriptor != NO_DESCRIPTOR).then_some(record.descriptor),
         held: None,
     })))

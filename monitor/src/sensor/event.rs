@@ -102,6 +102,8 @@ pub struct Open {
     pub is_interpreted: bool,
     /// It was the standard input of the interpreter when that was executed.
     pub is_standard_input: bool,
+    /// Another process opened it and handed it over.
+    pub is_received: bool,
     /// The descriptor, where the hook runs when there is one.
     pub descriptor: Option<u32>,
     /// The file, as an `O_PATH` descriptor; `None` if it was no longer to be found.

@@ -1,8 +1,8 @@
 //! Where the kernel lets events be seen: which hooks there are for each kind of event, which of
 //! them the running kernel accepts, and what each does not see.
 
-use monitor_common::Hook;
 pub use monitor_common::HookSet;
+use monitor_common::{Hook, syscall::Next};
 
 /// All sets, best first.
 pub const SETS: [HookSet; 3] = [HookSet::Lsm, HookSet::Fentry, HookSet::Tracepoint];
@@ -24,6 +24,8 @@ pub(super) enum Place {
     Tracepoint(&'static str),
     /// The root of the cgroup v2 hierarchy, for what the program's section says.
     RootCgroup,
+    /// Where the program at the end of system calls leaves off.
+    Next(Next),
 }
 
 /// A program of the object, and where it goes.
@@ -46,7 +48,30 @@ const fn program(name: &'static str, place: Place) -> Program {
 
 /// What sees the end of system calls, for whatever is set in `AT_SYSCALLS`.
 pub(super) const AT_SYSCALLS: &str = "syscall_tracepoint";
-const SYSCALLS: Program = program(AT_SYSCALLS, Place::Tracepoint("sys_exit"));
+/// Its tracepoint, and that of what goes on where it leaves off.
+pub(super) const SYSCALL_EXIT: &str = "sys_exit";
+const SYSCALLS: Program = program(AT_SYSCALLS, Place::Tracepoint(SYSCALL_EXIT));
+
+/// What sees requests of io_uring, for whatever is set in `AT_SYSCALLS`.
+const RINGS: &[Program] = &[
+    program("ring_enter_tracepoint", Place::Next(Next::Rings)),
+    program(
+        "ring_work_tracepoint",
+        Place::Tracepoint("io_uring_task_work_run"),
+    ),
+    program(
+        "ring_local_tracepoint",
+        Place::Tracepoint("io_uring_local_work_run"),
+    ),
+    program(
+        "ring_complete_tracepoint",
+        Place::Tracepoint("io_uring_complete"),
+    ),
+    program(
+        "ring_submit_tracepoint",
+        Place::Tracepoint("io_uring_submit_req"),
+    ),
+];
 
 /// The kinds of events in the order in which they are attached: whoever is told of an open knows
 /// the exec.
@@ -130,18 +155,27 @@ static WAYS: &[(Hook, &[Way])] = &[
         &[
             Way {
                 set: HookSet::Lsm,
-                programs: &[program("open_lsm", Place::Lsm("file_open"))],
+                programs: &[
+                    program("open_lsm", Place::Lsm("file_open")),
+                    program("open_receive_lsm", Place::Lsm("file_receive")),
+                ],
             },
             Way {
                 set: HookSet::Fentry,
-                programs: &[program(
-                    "open_fentry",
-                    Place::Function("security_file_open"),
-                )],
+                programs: &[
+                    program("open_fentry", Place::Function("security_file_open")),
+                    program(
+                        "open_receive_fentry",
+                        Place::Function("security_file_receive"),
+                    ),
+                ],
             },
             Way {
                 set: HookSet::Tracepoint,
-                programs: &[SYSCALLS],
+                programs: &[
+                    program("open_receive_tracepoint", Place::Next(Next::Received)),
+                    SYSCALLS,
+                ],
             },
         ],
     ),
@@ -243,6 +277,14 @@ pub(super) fn ways(kind: Hook) -> &'static [Way] {
         .map_or(&[], |(_, ways)| ways)
 }
 
+/// What a way sees more of where the kernel takes all of these.
+pub(super) fn additions(kind: Hook, set: HookSet) -> &'static [Program] {
+    match (kind, set) {
+        (Hook::Open | Hook::Connect, HookSet::Tracepoint) => RINGS,
+        _ => &[],
+    }
+}
+
 /// What is in force for a kind of event, and why nothing better is.
 #[derive(Clone, Debug)]
 pub struct Choice {
@@ -252,6 +294,8 @@ pub struct Choice {
     pub set: Option<HookSet>,
     /// The better ones that the kernel refused, and why.
     pub refused: Vec<Refusal>,
+    /// Why what io_uring does is not seen, where that takes hooks of its own.
+    pub refused_addition: Option<String>,
 }
 
 /// A set that the kernel refused.
@@ -266,25 +310,30 @@ pub struct Refusal {
 impl Refusal {
     /// The reason without the verifier's log, which follows it.
     pub fn without_log(&self) -> &str {
-        let reason = self.reason.split(" Verifier output:").next();
-        reason.unwrap_or_default().trim_end_matches('.')
+        without_log(&self.reason)
     }
+}
+
+fn without_log(reason: &str) -> &str {
+    let reason = reason.split(" Verifier output:").next();
+    reason.unwrap_or_default().trim_end_matches('.')
 }
 
 impl Choice {
     /// What is not seen of this kind of event by what is in force, one sentence each.
-    pub fn blind_spots(&self) -> Vec<&'static str> {
+    pub fn blind_spots(&self) -> Vec<String> {
         let Some(set) = self.set else {
-            return vec!["no event of this kind is seen"];
+            return vec!["no event of this kind is seen".to_owned()];
         };
         let of_set: &[&str] = match (self.kind, set) {
             (Hook::Code, HookSet::Tracepoint) => &[
                 "a mapping is looked for when the system call ends: one whose memory another thread holds locked or has unmapped by then is counted as unreadable",
                 "of one mprotect over more than 64 mappings the rest is counted as unreadable",
             ],
-            (Hook::Open, HookSet::Tracepoint) => &["files that are opened through io_uring"],
+            (Hook::Open, HookSet::Tracepoint) => &[
+                "open files that come with a message received through io_uring, or by a seccomp notifier; those of other messages are told by what the process's memory says when the system call ends, and beyond a thousand in one call are counted as unreadable",
+            ],
             (Hook::Connect, HookSet::Tracepoint) => &[
-                "AF_UNIX, raw and packet sockets that are used through io_uring",
                 "an AF_UNIX connect that fails, or whose descriptor another thread replaces before the system call ends",
                 "the socket behind the path that an AF_UNIX datagram is sent to: the path is told as the process wrote it",
                 "the address that a raw socket sends to is read from the process's memory when the system call ends; of one sendmmsg over more than 64 messages the rest is counted as unreadable",
@@ -297,6 +346,7 @@ impl Choice {
                 "memory without a file that is made executable: compilers at run time do the same",
             ],
             Hook::Open => &[
+                "open files that another process puts into a ring of io_uring (`IORING_MSG_SEND_FD`)",
                 "files that the kernel writes itself (proc, sysfs, cgroup), directories, devices and pipes",
                 "commands that a shell reads from where it has redirected its own standard input to",
                 "scripts that come by a pipe, a socket or an argument, which are no file",
@@ -309,6 +359,30 @@ impl Choice {
             ],
             Hook::Exec | Hook::Source | Hook::Fork | Hook::Exit => &[],
         };
-        of_set.iter().chain(of_kind).copied().collect()
+        let of_rings = self.refused_addition.iter().map(|reason| {
+            let reason = without_log(reason);
+            match self.kind {
+                Hook::Connect => format!(
+                    "AF_UNIX, raw and packet sockets that are used through io_uring: {reason}"
+                ),
+                _ => format!("files that are opened through io_uring: {reason}"),
+            }
+        });
+        let of_rings_seen: &[&str] = match (self.kind, set) {
+            (Hook::Open, HookSet::Tracepoint) if self.refused_addition.is_none() => &[
+                "of files that are opened through io_uring without a completion, one that is closed again before the kernel tells of its thread, and those of one thread beyond 32 at once, are lost and counted",
+            ],
+            (Hook::Connect, HookSet::Tracepoint) if self.refused_addition.is_none() => &[
+                "whether a packet socket that is made through io_uring was refused: it is told when it is asked for",
+                "what AF_UNIX and raw sockets send through io_uring is told by the descriptor as it is when the request is submitted; one that is not there yet is counted as unreadable",
+            ],
+            _ => &[],
+        };
+        let known = of_set
+            .iter()
+            .chain(of_rings_seen)
+            .chain(of_kind)
+            .map(|&spot| spot.to_owned());
+        of_rings.chain(known).collect()
     }
 }

@@ -33,7 +33,7 @@ use std::{
 };
 
 use aya::maps::Map;
-use monitor_common::{Hook, offsets::KernelOffsets};
+use monitor_common::Hook;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
@@ -44,6 +44,7 @@ use self::{
     hold::{Holder, HolderError},
     hooks::{Choice, HookSet},
     maps::Maps,
+    offsets::Offsets,
     pins::{Folder, Pins, PinsError},
     programs::{Attached, Programs},
     reader::{Reader, Rings},
@@ -148,7 +149,7 @@ impl Sensor {
         Self::may_start()?;
         raise_descriptor_limit();
         let offsets = offsets::read()?;
-        let host_mount_namespace = offsets.host_mount_namespace;
+        let host_mount_namespace = offsets.kernel.host_mount_namespace;
         let hooks = Hooks::open(allowed, &offsets, pins.as_ref())?;
         let attached_boot_ns = clock::boot_ns();
         let superseded = match (&pins, &hooks.folder) {
@@ -326,10 +327,10 @@ impl Hooks {
     /// Reopens what is pinned of the same programs, else loads, attaches and pins them.
     fn open(
         allowed: &[HookSet],
-        offsets: &KernelOffsets,
+        offsets: &Offsets,
         pins: Option<&Pins>,
     ) -> Result<Self, SensorError> {
-        let folder = pins.map(|pins| pins.folder(&programs::hash(offsets)));
+        let folder = pins.map(|pins| pins.folder(&programs::hash(&offsets.kernel)));
         if let Some(folder) = folder.as_ref().filter(|folder| folder.exists()) {
             match Self::reopen(folder) {
                 Ok(hooks) => return Ok(hooks),
@@ -357,7 +358,7 @@ impl Hooks {
 
     fn load(
         allowed: &[HookSet],
-        offsets: &KernelOffsets,
+        offsets: &Offsets,
         folder: Option<Folder>,
     ) -> Result<Self, SensorError> {
         let mut programs = Programs::load(offsets)?;

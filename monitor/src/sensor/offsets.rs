@@ -49,13 +49,22 @@ pub enum OffsetsError {
     HostNamespace(io::Error),
 }
 
+/// What the programs need to know of the running kernel.
+#[derive(Debug)]
+pub struct Offsets {
+    /// The offsets; those of members that the kernel can do without are zero where it does.
+    pub kernel: KernelOffsets,
+    /// The first of these that it does not have, so that no program that uses them may be loaded.
+    pub lacks: Option<BtfError>,
+}
+
 /// Reads the offsets of the running kernel (about 10 ms).
-pub fn read() -> Result<KernelOffsets, OffsetsError> {
+pub fn read() -> Result<Offsets, OffsetsError> {
     let load = |path| fs::read(path).map_err(|source| OffsetsError::Read { path, source });
     let malformed = |path| move |source| OffsetsError::Malformed { path, source };
     let kernel_bytes = load(KERNEL_BTF)?;
     let kernel = Btf::parse(&kernel_bytes, None).map_err(malformed(KERNEL_BTF))?;
-    let mut offsets = find(&kernel)?;
+    let (mut offsets, mut lacks) = find(&kernel)?;
     match find_overlay(&kernel, &mut offsets) {
         Ok(()) => {}
         // Built as a module: its types are in its own BTF, once it is loaded.
@@ -73,11 +82,20 @@ pub fn read() -> Result<KernelOffsets, OffsetsError> {
     offsets.backing_user_path = kernel
         .member_offset("backing_file", "user_path")
         .unwrap_or(0);
+    for bit in ["REQ_F_NEED_CLEANUP_BIT", "REQ_F_ASYNC_DATA_BIT"] {
+        match kernel.enumerator(bit) {
+            Ok(bit) => offsets.ring_unfinished |= 1_u32.checked_shl(bit).unwrap_or(0),
+            Err(error) => lacks = lacks.or(Some(error)),
+        }
+    }
     let namespace = host_mount_namespace().map_err(OffsetsError::HostNamespace)?;
     offsets.host_mount_namespace = u32::try_from(namespace).map_err(|_| {
         OffsetsError::HostNamespace(io::Error::other("its inode number exceeds 32 bits"))
     })?;
-    Ok(offsets)
+    Ok(Offsets {
+        kernel: offsets,
+        lacks,
+    })
 }
 
 /// Of init, or where init has capabilities that this process lacks, of the kernel's threads.
@@ -109,9 +127,11 @@ fn find_overlay(btf: &Btf<'_>, offsets: &mut KernelOffsets) -> Result<(), BtfErr
     Ok(())
 }
 
-/// Looks up every member, by the first of its names that the kernel knows.
-fn find(btf: &Btf<'_>) -> Result<KernelOffsets, OffsetsError> {
+/// Looks up every member, by the first of its names that the kernel knows; says as well which of
+/// those that it can do without it lacks first.
+fn find(btf: &Btf<'_>) -> Result<(KernelOffsets, Option<BtfError>), OffsetsError> {
     let mut offsets = KernelOffsets::ZERO;
+    let mut lacks = None;
     for (index, member) in KernelOffsets::MEMBERS.iter().enumerate() {
         let missing = |source| OffsetsError::Missing {
             field: member.field,
@@ -120,18 +140,23 @@ fn find(btf: &Btf<'_>) -> Result<KernelOffsets, OffsetsError> {
         let found = member
             .paths
             .iter()
-            .find_map(|path| btf.member_offset(member.structure, path).ok())
-            .ok_or_else(|| {
-                missing(BtfError::NoMember {
-                    structure: member.structure.to_owned(),
-                    member: member.paths.join(" or "),
-                })
-            })?;
+            .find_map(|path| btf.member_offset(member.structure, path).ok());
+        let Some(found) = found else {
+            let source = BtfError::NoMember {
+                structure: member.structure.to_owned(),
+                member: member.paths.join(" or "),
+            };
+            if member.is_optional {
+                lacks = lacks.or(Some(source));
+                continue;
+            }
+            return Err(missing(source));
+        };
         if !offsets.set(index, found) {
             return Err(missing(BtfError::Malformed(
                 "the list of offsets and the struct disagree",
             )));
         }
     }
-    Ok(offsets)
+    Ok((offsets, lacks))
 }

@@ -235,9 +235,9 @@ impl Folder {
         ProgramInfo::from_pin(&path).map_err(|error| failed("reopen", &path, chain(&error)))
     }
 
-    /// Whether a program is attached.
-    pub(super) fn has_link(&self, name: &str) -> bool {
-        self.path("link", name).exists()
+    /// Whether a program is pinned, which only those are that run.
+    pub(super) fn has_program(&self, name: &str) -> bool {
+        self.path("program", name).exists()
     }
 
     pub(super) fn remove(&self) -> Result<(), PinsError> {

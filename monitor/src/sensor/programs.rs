@@ -1,22 +1,27 @@
 //! The eBPF object: loaded once, and of its programs those attached that the running kernel
 //! accepts, found by trying.
 
-use std::{collections::HashMap, fs::File, io};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::File,
+    io,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, Map},
+    maps::{Array, Map, MapData, ProgramArray},
     programs::{
         BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FEntry, Lsm, Program as Loaded, ProgramFd,
         ProgramInfo, links::FdLink,
     },
 };
-use monitor_common::{Hook, offsets::KernelOffsets};
+use monitor_common::{Hook, offsets::KernelOffsets, syscall::Next};
 use zerocopy::IntoBytes;
 
 use super::{
     SensorError, account, cgroup_root,
-    hooks::{self, Choice, HookSet, Place, Program, Refusal, Way},
+    hooks::{self, Choice, HookSet, Place, Program, Refusal},
+    offsets::Offsets,
     pins::{Folder, HASH_DIGITS, PinsError},
 };
 use crate::digest::Hasher;
@@ -26,6 +31,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MONITOR_EBPF_OBJECT"));
 
 /// Why a better set is not in force that another daemon has tried.
 const REFUSED_BEFORE: &str = "it was refused when the hooks were attached, before monitord was started again; `monitord doctor` says why, and after `monitord unpin` it is tried again";
+
+/// The map of what goes on where the program at the end of system calls leaves off.
+const NEXT: &str = "NEXT";
 
 /// Whether the object was there at build time.
 pub(super) fn are_built_in() -> bool {
@@ -48,16 +56,18 @@ pub(super) struct Programs {
     btf: Btf,
     attached: Vec<(Hook, Program)>,
     links: HashMap<&'static str, FdLink>,
+    /// Why no program may be loaded that uses what a kernel can do without.
+    lacks: Option<String>,
 }
 
 impl Programs {
     /// Makes the maps. No program is loaded yet.
-    pub(super) fn load(offsets: &KernelOffsets) -> Result<Self, SensorError> {
+    pub(super) fn load(offsets: &Offsets) -> Result<Self, SensorError> {
         let failed = |error: &dyn std::error::Error| SensorError::Load(chain(error));
         let btf = Btf::from_sys_fs().map_err(|error| failed(&error))?;
         let object = EbpfLoader::new()
             .btf(Some(&btf))
-            .override_global("OFFSETS", offsets.as_bytes(), true)
+            .override_global("OFFSETS", offsets.kernel.as_bytes(), true)
             .load(OBJECT)
             .map_err(|error| failed(&error))?;
         Ok(Self {
@@ -65,6 +75,7 @@ impl Programs {
             btf,
             attached: Vec::new(),
             links: HashMap::new(),
+            lacks: offsets.lacks.as_ref().map(ToString::to_string),
         })
     }
 
@@ -81,14 +92,16 @@ impl Programs {
                 kind,
                 set: None,
                 refused: Vec::new(),
+                refused_addition: None,
             };
             for way in hooks::ways(kind) {
                 if !allowed.contains(&way.set) && hooks::ways(kind).len() > 1 {
                     continue;
                 }
-                match self.attach_way(kind, way) {
+                match self.attach_all(kind, way.programs) {
                     Ok(()) => {
                         choice.set = Some(way.set);
+                        choice.refused_addition = self.attach_additions(kind, way.set).err();
                         break;
                     }
                     Err(reason) => choice.refused.push(Refusal {
@@ -102,11 +115,19 @@ impl Programs {
         hooks::KINDS.into_iter().map(choose).collect()
     }
 
-    /// All programs of a way, or none.
-    fn attach_way(&mut self, kind: Hook, way: &Way) -> Result<(), String> {
-        for (index, program) in way.programs.iter().enumerate() {
+    fn attach_additions(&mut self, kind: Hook, set: HookSet) -> Result<(), String> {
+        let additions = hooks::additions(kind, set);
+        match &self.lacks {
+            Some(reason) if !additions.is_empty() => Err(reason.clone()),
+            _ => self.attach_all(kind, additions),
+        }
+    }
+
+    /// All programs or none.
+    fn attach_all(&mut self, kind: Hook, programs: &[Program]) -> Result<(), String> {
+        for (index, program) in programs.iter().enumerate() {
             if let Err(reason) = self.attach_program(kind, program) {
-                for attached in way.programs.iter().take(index) {
+                for attached in programs.iter().take(index) {
                     self.unload(attached);
                 }
                 return Err(reason);
@@ -168,16 +189,41 @@ impl Programs {
                     FdLink::try_from(link).map_err(|error| io::Error::other(error).into())
                 })
             }
+            Place::Next(next) => return self.set_next(next, program.name),
         };
         let link = attached.map_err(|error| chain(&error))?;
         self.links.insert(program.name, link);
         Ok(())
     }
 
+    /// Has a program go on where the one at the end of system calls leaves off.
+    fn set_next(&mut self, next: Next, name: &str) -> Result<(), String> {
+        let loaded = self.object.program_mut(name);
+        let loaded = loaded.ok_or_else(|| format!("the object has no program {name}"))?;
+        let loaded = <&mut BtfTracePoint>::try_from(loaded).map_err(|error| chain(&error))?;
+        let descriptor = loaded
+            .load(hooks::SYSCALL_EXIT, &self.btf)
+            .and_then(|()| Ok(loaded.fd()?.try_clone()?))
+            .map_err(|error| chain(&error))?;
+        self.next()?
+            .set(next as u32, &descriptor, 0)
+            .map_err(|error| chain(&error))
+    }
+
+    fn next(&mut self) -> Result<ProgramArray<&mut MapData>, String> {
+        let map = self.object.map_mut(NEXT);
+        let map = map.ok_or_else(|| format!("the object has no map {NEXT}"))?;
+        ProgramArray::try_from(map).map_err(|error| chain(&error))
+    }
+
     fn unload(&mut self, program: &Program) {
         self.attached
             .retain(|(_, attached)| attached.name != program.name);
         self.links.remove(program.name);
+        if let (Place::Next(next), Ok(mut map)) = (program.place, self.next()) {
+            // What was not set cannot be cleared.
+            let _ = map.clear_index(&(next as u32));
+        }
         // What was not loaded cannot be unloaded.
         let _ = match self.object.program_mut(program.name) {
             Some(Loaded::Lsm(loaded)) => loaded.unload(),
@@ -213,28 +259,36 @@ impl Programs {
 
     /// Pins what is attached.
     pub(super) fn pin(&mut self, folder: &Folder) -> Result<(), PinsError> {
-        for (name, link) in std::mem::take(&mut self.links) {
+        for name in names(&self.attached) {
             if let Some(program) = self.object.program_mut(name) {
                 folder.pin("program", name, |path| program.pin(path))?;
             }
+        }
+        for (name, link) in std::mem::take(&mut self.links) {
             self.links.insert(name, folder.pin_link(name, link)?);
         }
         Ok(())
     }
 
     /// What is attached, to be asked about.
-    pub(super) fn attached(self) -> Attached {
+    pub(super) fn attached(mut self) -> Attached {
+        let next = self.object.take_map(NEXT);
         let info = |name| self.object.program(name)?.info().ok();
         Attached {
             kinds: self.attached.clone(),
-            programs: self
-                .links
-                .keys()
-                .filter_map(|name| Some((*name, Running::new(info(name)?)?)))
+            programs: names(&self.attached)
+                .filter_map(|name| Some((name, Running::new(info(name)?)?)))
                 .collect(),
             links: self.links.into_values().collect(),
+            _next: next,
         }
     }
+}
+
+/// Each program once.
+fn names(attached: &[(Hook, Program)]) -> impl Iterator<Item = &'static str> + use<> {
+    let names: BTreeSet<_> = attached.iter().map(|(_, program)| program.name).collect();
+    names.into_iter()
 }
 
 /// A program in the kernel.
@@ -256,6 +310,8 @@ pub(super) struct Attached {
     kinds: Vec<(Hook, Program)>,
     programs: HashMap<&'static str, Running>,
     links: Vec<FdLink>,
+    /// Nothing goes on once nobody has it.
+    _next: Option<Map>,
 }
 
 impl Attached {
@@ -269,16 +325,20 @@ impl Attached {
             kinds: Vec::new(),
             programs: HashMap::new(),
             links: Vec::new(),
+            _next: None,
         };
         let mut choices = Vec::new();
         for kind in hooks::KINDS {
             let is_attached = |program: &Program| {
                 let is_seen = at_syscalls & (1 << kind as u32) != 0;
-                folder.has_link(program.name) && (program.name != hooks::AT_SYSCALLS || is_seen)
+                folder.has_program(program.name) && (program.name != hooks::AT_SYSCALLS || is_seen)
             };
             let ways = hooks::ways(kind);
             let chosen = ways.iter().find(|way| way.programs.iter().all(is_attached));
-            for program in chosen.into_iter().flat_map(|way| way.programs) {
+            let additions = chosen.map_or(&[][..], |way| hooks::additions(kind, way.set));
+            let are_added = additions.iter().all(is_attached);
+            let added = additions.iter().filter(|_| are_added);
+            for program in chosen.into_iter().flat_map(|way| way.programs).chain(added) {
                 attached.kinds.push((kind, *program));
                 if let Some(running) = Running::new(folder.program(program.name)?) {
                     attached.programs.insert(program.name, running);
@@ -296,6 +356,7 @@ impl Attached {
                         reason: REFUSED_BEFORE.to_owned(),
                     })
                     .collect(),
+                refused_addition: (!are_added).then(|| REFUSED_BEFORE.to_owned()),
             });
         }
         Ok((attached, choices))

@@ -74,7 +74,7 @@ const USAGE: &str = "usage: probe COMMAND
   connect ADDRESS PORT     connect by TCP
   connect-ring HOW ADDRESS PORT
                            the same through io_uring; HOW is `plain`, or words of `openat2`,
-                           `async`, `slot`, `skip` and `poll` with commas between them
+                           `async`, `slot`, `skip`, `poll` and `used` with commas between them
   connect-fast ADDRESS PORT
                            send with the first packet of a TCP connection
   send ADDRESS PORT        send by UDP without connecting

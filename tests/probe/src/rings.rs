@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use io_uring::{
     IoUring, opcode,
     squeue::{Entry, Flags},
-    types::{DestinationSlot, Fd, OpenHow},
+    types::{DestinationSlot, Fd, Fixed, OpenHow},
 };
 use nix::{
     libc,
@@ -19,6 +19,8 @@ use nix::{
 
 /// Slots for files of the ring's own.
 const SLOTS: u32 = 2;
+/// The one that is used.
+const SLOT: u32 = 1;
 
 /// How a request is made, and carried out.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,10 +35,13 @@ pub(crate) struct How {
     silent: bool,
     /// A thread of the kernel takes the requests.
     polled: bool,
+    /// Requests behind it read the file in the slot and close it.
+    used: bool,
 }
 
 impl How {
-    /// Words with commas between them: `openat2`, `async`, `slot`, `skip`, `poll`; `plain` for none.
+    /// Words with commas between them: `openat2`, `async`, `slot`, `skip`, `poll`, `used`; `plain` for
+    /// none.
     pub(crate) fn parse(words: &OsStr) -> Result<Self> {
         let mut how = Self::default();
         for word in words.as_bytes().split(|byte| *byte == b',') {
@@ -47,6 +52,7 @@ impl How {
                 b"slot" => how.slot = true,
                 b"skip" => how.silent = true,
                 b"poll" => how.polled = true,
+                b"used" => how.used = true,
                 _ => bail!("{words:?} is no way to use an io_uring"),
             }
         }
@@ -54,7 +60,9 @@ impl How {
     }
 
     fn slot(self) -> Result<Option<DestinationSlot>> {
-        let slot = self.slot.then(|| DestinationSlot::try_from_slot_target(1));
+        let slot = self
+            .slot
+            .then(|| DestinationSlot::try_from_slot_target(SLOT));
         slot.transpose()
             .map_err(|_| anyhow::anyhow!("the slot is refused"))
     }
@@ -74,7 +82,12 @@ impl How {
         // The request after it says when it is over.
         flags.set(Flags::SKIP_SUCCESS | Flags::IO_LINK, self.silent);
         let mut entries = vec![entry.flags(flags)];
-        if self.silent {
+        let mut bytes = [0; 64];
+        if self.used {
+            let read = opcode::Read::new(Fixed(SLOT), bytes.as_mut_ptr(), 64).build();
+            entries.push(read.flags(flags));
+            entries.push(opcode::Close::new(Fixed(SLOT)).build());
+        } else if self.silent {
             entries.push(opcode::Nop::new().build());
         }
         // SAFETY: by this function's contract.

@@ -3,11 +3,6 @@
 
 use super::{Technique, shell, staged};
 
-const BY_RING: &[(&str, &str)] = &[(
-    "tracepoint",
-    "no system call of the process names the peer, and programs of the cgroup see TCP and UDP only",
-)];
-
 pub(super) const ROWS: &[Technique] = &[
     shell(
         "metadata by TCP",
@@ -50,15 +45,13 @@ pub(super) const ROWS: &[Technique] = &[
         "Sends by a socket whose protocol the process makes itself by an entry of an io_uring.",
         "probe send-raw-ring plain 169.254.169.254",
     )
-    .raises(&["connect_sensitive raw 169.254.169.254"])
-    .missed(BY_RING),
+    .raises(&["connect_sensitive raw 169.254.169.254"]),
     shell(
         "packet socket through io_uring",
         "Makes a socket that sends and receives frames of a link by an entry of an io_uring.",
         "probe packet-socket-ring slot,skip",
     )
-    .raises(&["connect_sensitive packet"])
-    .missed(BY_RING),
+    .raises(&["connect_sensitive packet"]),
     staged(
         "the runtime's socket through io_uring",
         "Connects to containerd's socket, which has another name, by an entry of an io_uring.",
@@ -71,8 +64,7 @@ pub(super) const ROWS: &[Technique] = &[
             stage.run(&run.flags(["--mount", &mount]))
         },
     )
-    .raises(&["connect_sensitive unix */containerd.sock"])
-    .missed(BY_RING),
+    .raises(&["connect_sensitive unix */containerd.sock"]),
     shell(
         "UDP sendto",
         "Sends by UDP without connecting.",

@@ -13,7 +13,7 @@ use std::{
 use anyhow::Result;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use super::{ALL, Technique, shell, staged};
+use super::{Technique, shell, staged};
 
 /// All that root may do.
 const PRIVILEGED: &[&str] = &["--privileged"];
@@ -23,11 +23,6 @@ const HANDLES: &[&str] = &[
     "--mount",
     "type=tmpfs,src=tmpfs,dst=/volume,options=rw",
 ];
-
-const BY_RING: &[(&str, &str)] = &[(
-    "tracepoint",
-    "no system call of the process returns the file",
-)];
 
 /// Opens a file for each way to use an io_uring, which nobody opened by that name before.
 macro_rules! through_rings {
@@ -87,8 +82,7 @@ pub(super) const ROWS: &[Technique] = &[
         "open_sensitive /tmp/plain/.ssh/id_rsa",
         "open_sensitive /tmp/openat2/.ssh/id_rsa",
         "open_sensitive /tmp/async/.ssh/id_rsa",
-    ])
-    .missed(BY_RING),
+    ]),
     shell(
         "open through io_uring, polled",
         "Has a thread of the kernel take the entries, so that no system call is made at all.",
@@ -97,8 +91,7 @@ pub(super) const ROWS: &[Technique] = &[
     .raises(&[
         "open_sensitive /tmp/poll/.ssh/id_rsa",
         "open_sensitive /tmp/poll,skip/.ssh/id_rsa",
-    ])
-    .missed(BY_RING),
+    ]),
     shell(
         "open through io_uring into a slot",
         "Opens a file of the ring's own, of which the process has no descriptor.",
@@ -108,8 +101,17 @@ pub(super) const ROWS: &[Technique] = &[
         "open_sensitive /tmp/slot/.ssh/id_rsa",
         "open_sensitive /tmp/slot,skip/.ssh/id_rsa",
         "open_sensitive /tmp/slot,async/.ssh/id_rsa",
-    ])
-    .missed(BY_RING),
+    ]),
+    shell(
+        "open through io_uring, read and closed in one chain",
+        "Has the kernel open, read and close a file of the ring's own, and tell of the end alone.",
+        through_rings!("slot,skip,used" "slot,skip,async,used" "slot,skip,poll,used"),
+    )
+    .raises(&[
+        "open_sensitive /tmp/slot,skip,used/.ssh/id_rsa",
+        "open_sensitive /tmp/slot,skip,async,used/.ssh/id_rsa",
+        "open_sensitive /tmp/slot,skip,poll,used/.ssh/id_rsa",
+    ]),
     shell(
         "open through io_uring without a completion",
         "Has the kernel write nothing when the file is open.",
@@ -118,8 +120,7 @@ pub(super) const ROWS: &[Technique] = &[
     .raises(&[
         "open_sensitive /tmp/skip/.ssh/id_rsa",
         "open_sensitive /tmp/async,skip/.ssh/id_rsa",
-    ])
-    .missed(BY_RING),
+    ]),
     shell(
         "open by a symlink",
         "Opens a link that leads to the file.",
@@ -173,11 +174,7 @@ pub(super) const ROWS: &[Technique] = &[
             })
         },
     )
-    .raises(&["open_sensitive */.ssh/id_rsa"])
-    .missed(&[(
-        ALL,
-        "the container opens nothing; who hands the file over is the host's",
-    )]),
+    .raises(&["open_sensitive */.ssh/id_rsa"]),
     // Files of the image that are changed; none of them is used as code.
     shell(
         "written in place",
