@@ -138,9 +138,10 @@ fn send(
     if may_become_code {
         record::submit(claim, record, begun.end, truncated)
     } else {
-        let now = header.time_boot_ns;
+        // Before the length is checked: between that and its use older verifiers forget it.
+        let wakes = maps::wakes_for_open(header.time_boot_ns);
         record::submit_by(claim, record, begun.end, truncated, |record| {
-            maps::submit_open(record, now)
+            maps::submit_open(record, wakes)
         })
     }
 }
