@@ -257,19 +257,30 @@ pub fn submit(record: &[u8]) -> bool {
         .is_ok()
 }
 
-/// Hands a record of a plain open to the agent, and wakes it unless this CPU has just done so.
+/// Whether the agent is to be woken for a plain open: unless this CPU has just done so.
 #[inline(always)]
-pub fn submit_open(record: &[u8], now_boot_ns: u64) -> bool {
+pub fn wakes_for_open(now_boot_ns: u64) -> bool {
     let Some(woken) = WOKEN.get_ptr_mut(0) else {
-        return false;
+        return true;
     };
     // SAFETY: the slot is this CPU's; where it is written twice at once, both wake.
     let woken = unsafe { &mut *woken };
     if now_boot_ns - *woken < u64::from(WAKE_INTERVAL_MS) * 1_000_000 {
-        return submit_without_waking(record);
+        return false;
     }
     *woken = now_boot_ns;
-    submit(record)
+    true
+}
+
+/// Hands a record of a plain open to the agent.
+#[inline(always)]
+pub fn submit_open(record: &[u8], wakes: bool) -> bool {
+    let flags = if wakes {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    };
+    RECORDS.output::<[u8]>(record, u64::from(flags)).is_ok()
 }
 
 /// Whether the ring has room for what can be repeated at will.
