@@ -6,7 +6,7 @@
 pub enum Next {
     /// After requests of io_uring were submitted.
     Rings = 0,
-    /// After messages were received, with which files may have come.
+    /// After messages were received, with which files may have come, or a descriptor was taken.
     Received = 1,
 }
 

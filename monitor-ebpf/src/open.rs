@@ -48,9 +48,8 @@ pub fn observe_received(file: Pointer, descriptor: u32, hook: HookSet) {
     observe_with(file, descriptor, OPEN_RECEIVED, hook);
 }
 
-/// Runs when a task has got `file` in the way that the flags tell: [`OPEN_RECEIVED`] or none.
 #[inline(always)]
-pub fn observe_with(file: Pointer, descriptor: u32, flags: u32, hook: HookSet) {
+fn observe_with(file: Pointer, descriptor: u32, flags: u32, hook: HookSet) {
     let outcome = match Watched::current(hook) {
         Some(watched) => observe_in(&watched, file, descriptor, flags),
         None => Outcome::Unwatched,
@@ -126,6 +125,8 @@ fn send(
     }
     let begun = Begun::new(claim, watched, &opened, size_of::<OpenRecord>())?;
     let header = record::header(RecordKind::Open, watched.hook, begun.end);
+    // Here, since older verifiers forget on the way how long the record is.
+    let wakes = may_become_code || maps::wakes_for_open(header.time_boot_ns);
     let record = OpenRecord {
         header,
         task: *claim.task(),
@@ -135,15 +136,9 @@ fn send(
         flags: flags | access | if may_become_code { OPEN_INTERPRETED } else { 0 },
     };
     let truncated = begun.is_truncated();
-    if may_become_code {
-        record::submit(claim, record, begun.end, truncated)
-    } else {
-        // Before the length is checked: between that and its use older verifiers forget it.
-        let wakes = maps::wakes_for_open(header.time_boot_ns);
-        record::submit_by(claim, record, begun.end, truncated, |record| {
-            maps::submit_open(record, wakes)
-        })
-    }
+    record::submit_by(claim, record, begun.end, truncated, |record| {
+        maps::submit_open(record, wakes)
+    })
 }
 
 /// What a file was opened for: [`OPEN_READ`], [`OPEN_WRITE`]; 0 if neither, or by execve.

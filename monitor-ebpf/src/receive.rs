@@ -18,6 +18,8 @@ use crate::{
 /// `SOL_SOCKET` and `SCM_RIGHTS` of `include/linux/socket.h`.
 const SOL_SOCKET: u32 = 1;
 const SCM_RIGHTS: u32 = 1;
+/// The number of that system call, of all programs alike.
+const PIDFD_GETFD: u64 = 438;
 const DESCRIPTOR_BYTES: u64 = size_of::<u32>() as u64;
 
 /// How far the descriptors of messages have been looked at.
@@ -35,13 +37,18 @@ struct Search {
     finished: bool,
 }
 
-/// Runs at the end of a system call that received a message, or as many as its result says.
+/// Runs at the end of a system call that received a message, or as many as its result says, or took a
+/// descriptor from another process.
 #[inline(always)]
 pub fn observe(registers: Pointer, result: i64) {
     if !maps::is_at_syscalls(Hook::Open) || Watched::current(HookSet::Tracepoint).is_none() {
         return;
     }
-    let number: u64 = registers.load(offset!(regs_number));
+    let number = registers.load::<u64>(offset!(regs_number)) & !X32;
+    if number == PIDFD_GETFD {
+        look_at(result as u64);
+        return;
+    }
     let (header, are_many, layout) = if syscall::is_compatible() {
         let second: u64 = registers.load(offset!(regs_cx));
         if number == socket_call::NUMBER {
@@ -51,7 +58,7 @@ pub fn observe(registers: Pointer, result: i64) {
             (second, number != 372, COMPATIBLE)
         }
     } else {
-        (registers.load(offset!(regs_si)), number & !X32 == 299, WIDE)
+        (registers.load(offset!(regs_si)), number == 299, WIDE)
     };
     let mut search = Search {
         header,
@@ -78,6 +85,14 @@ pub fn observe(registers: Pointer, result: i64) {
     };
     if !search.finished {
         maps::count(Hook::Open, Outcome::Unreadable);
+    }
+}
+
+/// Looks at what has come to be behind a descriptor.
+#[inline(always)]
+fn look_at(descriptor: u64) {
+    if let Some(file) = open::file_of(Pointer::current_task(), descriptor) {
+        open::observe_received(file, descriptor as u32, HookSet::Tracepoint);
     }
 }
 
@@ -113,10 +128,8 @@ unsafe extern "C" fn next_step(_index: u32, context: *mut c_void) -> i64 {
         let descriptor: Option<u32> = Memory::Process(search.descriptor).get(0);
         search.descriptor += DESCRIPTOR_BYTES;
         search.descriptors_left -= 1;
-        if let Some(descriptor) = descriptor
-            && let Some(file) = open::file_of(Pointer::current_task(), descriptor.into())
-        {
-            open::observe_received(file, descriptor, HookSet::Tracepoint);
+        if let Some(descriptor) = descriptor {
+            look_at(descriptor.into());
         }
         return CONTINUE;
     }

@@ -52,7 +52,7 @@ static SUBMITTERS: LruHashMap<u64, [u64; REQUESTS_MAX as usize]> =
     LruHashMap::with_max_entries(SUBMITTERS_MAX, 0);
 
 /// Not on the stack, which it would fill.
-static NOTHING_SUBMITTED: [u64; REQUESTS_MAX as usize] = [0; REQUESTS_MAX as usize];
+static NOTHING_SUBMITTED: &[u64; REQUESTS_MAX as usize] = &[0; REQUESTS_MAX as usize];
 
 /// Runs when a thread has submitted a request that the verifier trusts, before anything is done
 /// about it.
@@ -156,7 +156,7 @@ fn remember(request: u64, opcode: u8) -> bool {
         maps::count(hook_of(before as u8), Outcome::Unreadable);
     }
     if SUBMITTERS.get_ptr(submitter).is_none()
-        && SUBMITTERS.insert(submitter, &NOTHING_SUBMITTED, 0).is_err()
+        && SUBMITTERS.insert(submitter, NOTHING_SUBMITTED, 0).is_err()
     {
         return false;
     }

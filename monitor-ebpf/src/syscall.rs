@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{bpf_find_vma, bpf_loop};
 use monitor_common::{
     Hook, HookSet,
     code::MAPPINGS_MAX,
-    open::{COMMANDS_DESCRIPTORS, OPEN_RECEIVED, Sign},
+    open::{COMMANDS_DESCRIPTORS, Sign},
     syscall::Next,
 };
 
@@ -34,10 +34,7 @@ const VM_EXEC: u64 = 4;
 /// What a system call asked for.
 #[derive(Clone, Copy)]
 pub enum Call {
-    /// To get a file, in the way that the flags of an open tell.
-    Open {
-        flags: u32,
-    },
+    Open,
     Map {
         protection: u64,
     },
@@ -126,11 +123,11 @@ pub fn observe(registers: *const u8, result: i64) -> Option<Next> {
                 socket_call::look_at(descriptor, headers, count, layout);
             }
         }
-        Call::Open { flags } => {
+        Call::Open => {
             if maps::is_at_syscalls(Hook::Open)
                 && let Some(file) = open::file_of(Pointer::current_task(), result as u64)
             {
-                open::observe_with(file, result as u32, flags, HookSet::Tracepoint);
+                open::observe(file, result as u32, HookSet::Tracepoint);
             }
         }
         Call::Source { descriptor, sign } => {
@@ -164,13 +161,9 @@ fn call(registers: Pointer) -> Call {
     }
     match number & !X32 {
         // open, creat, openat, open_by_handle_at, openat2
-        2 | 85 | 257 | 304 | 437 => Call::Open { flags: 0 },
-        // pidfd_getfd
-        438 => Call::Open {
-            flags: OPEN_RECEIVED,
-        },
-        // recvmsg, recvmmsg
-        47 | 299 => Call::Next(Next::Received),
+        2 | 85 | 257 | 304 | 437 => Call::Open,
+        // recvmsg, recvmmsg, pidfd_getfd
+        47 | 299 | 438 => Call::Next(Next::Received),
         // io_uring_enter
         426 => Call::Next(Next::Rings),
         // mmap
@@ -261,13 +254,9 @@ pub fn is_compatible() -> bool {
 fn compatible_call(registers: Pointer, number: u64) -> Call {
     match number {
         // open, creat, openat, open_by_handle_at, openat2
-        5 | 8 | 295 | 342 | 437 => Call::Open { flags: 0 },
-        // pidfd_getfd
-        438 => Call::Open {
-            flags: OPEN_RECEIVED,
-        },
-        // recvmsg, recvmmsg
-        372 | 337 | 417 => Call::Next(Next::Received),
+        5 | 8 | 295 | 342 | 437 => Call::Open,
+        // recvmsg, recvmmsg, pidfd_getfd
+        372 | 337 | 417 | 438 => Call::Next(Next::Received),
         // io_uring_enter
         426 => Call::Next(Next::Rings),
         // mmap2

@@ -71,6 +71,7 @@ const USAGE: &str = "usage: probe COMMAND
   handle-open PATH         open PATH by its handle
   open-ring HOW PATH       open PATH through io_uring
   receive PATH             receive an open file from the socket of AF_UNIX at PATH
+  take PID DESCRIPTOR      take a descriptor from another process
   connect ADDRESS PORT     connect by TCP
   connect-ring HOW ADDRESS PORT
                            the same through io_uring; HOW is `plain`, or words of `openat2`,
@@ -170,6 +171,7 @@ fn run(arguments: &[OsString]) -> Result<()> {
         (b"int80-open", [path]) => opens::int80(path),
         (b"handle-open", [path]) => opens::by_handle(path),
         (b"receive", [path]) => opens::receive(path),
+        (b"take", [process, descriptor]) => opens::take(process, descriptor),
         (b"open-ring", [how, path]) => rings::open(How::parse(how)?, path),
         (b"connect", [address, port]) => network::connect_tcp(address, port),
         (b"connect-ring", [how, address, port]) => network::connect_by_ring(how, address, port),

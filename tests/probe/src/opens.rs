@@ -233,6 +233,21 @@ pub(crate) fn receive(path: &OsStr) -> Result<()> {
     Ok(())
 }
 
+/// Takes a descriptor from another process.
+pub(crate) fn take(process: &OsStr, descriptor: &OsStr) -> Result<()> {
+    let number = |word: &OsStr| -> Result<i64> {
+        let word = word.to_str().context("a number is no text")?;
+        Ok(word.parse()?)
+    };
+    let (process, descriptor) = (number(process)?, number(descriptor)?);
+    // SAFETY: the call takes numbers only.
+    let process = unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) };
+    told(process, "pidfd_open")?;
+    // SAFETY: likewise.
+    let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, descriptor, 0) };
+    told(taken, "pidfd_getfd")
+}
+
 fn told(result: i64, call: &str) -> Result<()> {
     ensure!(result >= 0, "{call}: {}", io::Error::last_os_error());
     Ok(())

@@ -7,7 +7,7 @@ use std::{
         fd::AsRawFd as _,
         unix::net::{UnixListener, UnixStream},
     },
-    thread,
+    process, thread,
 };
 
 use anyhow::Result;
@@ -23,6 +23,9 @@ const HANDLES: &[&str] = &[
     "--mount",
     "type=tmpfs,src=tmpfs,dst=/volume,options=rw",
 ];
+
+/// All that root may do, to processes of the host.
+const HOST_PROCESSES: &[&str] = &["--privileged", "--with-ns", "pid:/proc/self/ns/pid"];
 
 /// Opens a file for each way to use an io_uring, which nobody opened by that name before.
 macro_rules! through_rings {
@@ -174,6 +177,21 @@ pub(super) const ROWS: &[Technique] = &[
             })
         },
     )
+    .raises(&["open_sensitive */.ssh/id_rsa"]),
+    staged(
+        "open file taken from a process of the host",
+        "Takes a descriptor from another process, which it sees since it has the host's processes.",
+        |stage| {
+            let directory = stage.directory().join(".ssh");
+            fs::create_dir_all(&directory)?;
+            let key = directory.join("id_rsa");
+            fs::write(&key, "key\n")?;
+            let file = File::open(&key)?;
+            let line = format!("probe take {} {}", process::id(), file.as_raw_fd());
+            stage.run(&stage.shell(&line))
+        },
+    )
+    .flags(HOST_PROCESSES)
     .raises(&["open_sensitive */.ssh/id_rsa"]),
     // Files of the image that are changed; none of them is used as code.
     shell(
