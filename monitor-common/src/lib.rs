@@ -134,8 +134,8 @@ pub enum CgroupState {
 }
 
 /// Per hook and CPU, what became of each run of the hook:
-/// `seen = unwatched + remembered + submitted + ring_full + map_full + unreadable`; `truncated` is a part of
-/// `submitted`.
+/// `seen = unwatched + remembered + submitted + ring_full + map_full + unreadable`; `truncated` is a
+/// part of `submitted`.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,

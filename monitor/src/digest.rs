@@ -1,11 +1,6 @@
 //! SHA-256 values: of a file's bytes, and as the digest that names an OCI object.
 
-use std::{
-    fmt,
-    fs::File,
-    io::{self, Read as _},
-    str::FromStr,
-};
+use std::{fmt, fs::File, io, os::unix::fs::FileExt as _, str::FromStr};
 
 use ring::digest;
 
@@ -66,13 +61,14 @@ impl Sha256 {
         Self(bytes)
     }
 
-    /// The hash of what a file holds from where it stands, of at most `bytes_max` bytes. Blocks.
-    pub fn of_file(mut file: &File, bytes_max: u64) -> Result<Self, HashError> {
+    /// The hash of what a file holds, of at most `bytes_max` bytes, wherever its descriptor stands:
+    /// others may read by a copy of the same one. Blocks.
+    pub fn of_file(file: &File, bytes_max: u64) -> Result<Self, HashError> {
         let mut hasher = Hasher::new();
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut total: u64 = 0;
         loop {
-            let read = file.read(&mut chunk)?;
+            let read = file.read_at(&mut chunk, total)?;
             let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
                 return Ok(hasher.finish());
             };
@@ -140,6 +136,8 @@ impl fmt::Debug for Digest {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -158,5 +156,18 @@ mod tests {
             .parse()
             .unwrap_or(Digest(Sha256([0; 32])));
         assert_eq!(digest.to_string(), format!("sha256:{hex}"));
+    }
+
+    #[test]
+    fn copies_of_a_descriptor_give_the_same_hash() -> io::Result<()> {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(b"abc")?;
+        let copy = file.try_clone()?;
+        let hashes = [&file, &copy].map(|file| Sha256::of_file(file, 3).map(|hash| hash.to_string()));
+        let expect = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        for hash in hashes {
+            assert_eq!(hash.map_err(io::Error::other)?, expect);
+        }
+        Ok(())
     }
 }

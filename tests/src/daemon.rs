@@ -349,3 +349,22 @@ fn changes_judged(status: &Value) -> Result<()> {
     ensure!(waiting == 0, "{waiting} changes of files of images wait");
     Ok(())
 }
+
+/// Whether each run of a hook became something, by what a status says of it.
+pub fn check_balance(hook: &Value) -> Result<()> {
+    let count = |name: &str| {
+        let count = hook.get(name).and_then(Value::as_u64);
+        count.with_context(|| format!("no number {name} in {hook}"))
+    };
+    let became = [
+        "unwatched",
+        "remembered",
+        "submitted",
+        "ring_full",
+        "map_full",
+        "unreadable",
+    ];
+    let became = became.into_iter().map(count).sum::<Result<u64>>()?;
+    ensure!(count("seen")? == became, "{hook:#}");
+    Ok(())
+}

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tests::{
     alerts::text,
     containerd::{Containerd, Run},
-    daemon::Daemon,
+    daemon::{Daemon, check_balance},
     image::PROBE_PATH,
     poll::{PATIENCE, until},
     require,
@@ -33,19 +33,7 @@ fn hooks(status: &Value) -> Result<&Vec<Value>> {
 fn check_account(status: &Value) -> Result<()> {
     let mut submitted = 0;
     for hook in hooks(status)? {
-        let became = [
-            "/unwatched",
-            "/remembered",
-            "/submitted",
-            "/ring_full",
-            "/map_full",
-            "/unreadable",
-        ];
-        let became = became.iter().map(|name| number(hook, name));
-        ensure!(
-            number(hook, "/seen")? == became.sum::<Result<u64>>()?,
-            "{hook:#}"
-        );
+        check_balance(hook)?;
         submitted += number(hook, "/submitted")?;
     }
     let events = status.pointer("/events").context("no events")?;

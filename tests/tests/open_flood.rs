@@ -5,6 +5,7 @@ use serde_json::Value;
 use tests::{
     alerts::text,
     containerd::Run,
+    daemon::check_balance,
     require,
     world::{BASE, World},
 };
@@ -57,18 +58,7 @@ fn a_flood_of_opens_is_accounted_for_and_costs_no_exec() -> Result<()> {
     let added = |alert: &&Value| text(alert, "/kind") == Some("exec_added");
     ensure!(raised.iter().filter(added).count() == 20, "{raised:#?}");
     let account = world.daemon.hook("open")?;
-    let sum = [
-        "unwatched",
-        "remembered",
-        "submitted",
-        "ring_full",
-        "map_full",
-        "unreadable",
-    ]
-    .into_iter()
-    .map(|name| number(&account, name))
-    .sum::<Result<u64>>()?;
-    ensure!(number(&account, "seen")? == sum, "{account}");
+    check_balance(&account)?;
     println!(
         "1,100,000 opens of 100,000 files: {} told, {} lost and counted",
         number(&account, "submitted")?,

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     changes::Changed,
+    clock,
     containers::{Container, inventory::Key},
     detect::{
         Kind,
@@ -21,17 +22,15 @@ use crate::{
 
 /// What an alert of a daemon before this one told of a path, if it is about a changed file of an image.
 pub(super) fn told_before(alert: &Alert) -> Option<((Creation, Vec<u8>), Told)> {
-    const NS: i128 = 1_000_000_000;
     if alert.kind != Kind::ImageFileModified.name() {
         return None;
     }
     let (container, file) = (alert.container.as_ref()?, alert.file.as_ref()?);
-    let created = container.created_at.as_ref()?;
     let key = Key {
         namespace: container.runtime_namespace.clone(),
         id: container.id.clone(),
     };
-    let created_unix_ns = i128::from(created.seconds) * NS + i128::from(created.nanos);
+    let created_unix_ns = clock::unix_ns(container.created_at);
     let told = if file.hash_state.is_empty() {
         Told::Gone
     } else if alert.severity == i32::from(Severity::High) {
@@ -68,7 +67,6 @@ impl Owner {
     /// Judges what lies at a path of an image now.
     pub(super) fn changed(&mut self, changed: Changed) {
         let judgement = modified::judge(&changed);
-        let writer = self.writer_of(&changed);
         let key = (creation(&changed.container), changed.path);
         let ChangeCounts {
             same, unverifiable, ..
@@ -83,7 +81,9 @@ impl Owner {
                 self.state.changes.differing += 1;
                 let told = Told::by(&finding);
                 if self.state.changes_told.put(key, told) != Some(told) {
-                    finding.process = writer;
+                    finding.process = changed
+                        .inode
+                        .and_then(|inode| self.writer_of(&changed.container, inode));
                     self.raise(&finding);
                 }
             }

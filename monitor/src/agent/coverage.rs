@@ -5,7 +5,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use monitor_api::v1;
-use monitor_common::loss::{LOSSES_MAX, LossCause, LossTotals};
+use monitor_common::{
+    Hook,
+    loss::{LOSSES_MAX, LossCause, LossTotals},
+};
 
 use super::{
     owner::Owner,
@@ -85,11 +88,7 @@ impl Coverage {
     pub(super) fn new(hierarchy: Hierarchy, watched_since: Timestamp, told: &Told) -> Self {
         let mut totals = Losses::default();
         for hook in hooks::KINDS {
-            let (name, told) = (hooks::kind_name(hook), told.hook(hook));
-            totals.add((name, Cause::RingFull), told.ring_full);
-            totals.add((name, Cause::MapFull), told.map_full);
-            totals.add((name, Cause::Unreadable), told.unreadable);
-            totals.add((name, Cause::RecursionMisses), told.recursion_misses);
+            add_of_hook(&mut totals, hook, &told.hook(hook));
         }
         let until_ns = told.hooks.iter().map(|told| told.until_boot_ns).max();
         let probe = Probe::new(&hierarchy).map_err(|error| format!("{error:#}"));
@@ -225,13 +224,7 @@ impl Owner {
             return;
         }
         let told = Told {
-            hooks: account.hooks.map(|hook| LossTotals {
-                ring_full: hook.counters.ring_full,
-                map_full: hook.counters.map_full,
-                unreadable: hook.counters.unreadable,
-                recursion_misses: hook.recursion_misses,
-                until_boot_ns: now_ns,
-            }),
+            hooks: account.hooks.map(|hook| hook.losses(now_ns)),
             lost: lost.clone(),
         };
         if let Err(error) = sensor.set_told(told) {
@@ -458,15 +451,19 @@ fn named(lost: &Lost) -> (Named, u64) {
     (named, lost.count)
 }
 
+fn add_of_hook(totals: &mut Losses, hook: Hook, lost: &LossTotals) {
+    let name = hooks::kind_name(hook);
+    totals.add((name, Cause::RingFull), lost.ring_full);
+    totals.add((name, Cause::MapFull), lost.map_full);
+    totals.add((name, Cause::Unreadable), lost.unreadable);
+    totals.add((name, Cause::RecursionMisses), lost.recursion_misses);
+}
+
 /// All that is lost by the account.
 fn totals(account: &Account, failed: u64) -> Losses {
     let mut totals = Losses::default();
     for hook in hooks::KINDS {
-        let (name, account) = (hooks::kind_name(hook), account.hook(hook));
-        totals.add((name, Cause::RingFull), account.counters.ring_full);
-        totals.add((name, Cause::MapFull), account.counters.map_full);
-        totals.add((name, Cause::Unreadable), account.counters.unreadable);
-        totals.add((name, Cause::RecursionMisses), account.recursion_misses);
+        add_of_hook(&mut totals, hook, &account.hook(hook).losses(0));
     }
     totals.add((ANY_HOOK, Cause::Undecodable), account.undecodable);
     totals.add((ANY_HOOK, Cause::Failed), failed);

@@ -10,10 +10,12 @@ use super::{
     state::{Pending, What, Writer, creation},
 };
 use crate::{
-    changes::Changed,
-    containers::{Container, inventory::PlacedBy},
+    containers::{Container, inventory::PlacedBy, processes::Known},
     detect::{ProcessFinding, draft::process_of, open},
-    sensor::{event::Open, hooks},
+    sensor::{
+        event::{Open, Process},
+        hooks,
+    },
 };
 
 impl Owner {
@@ -31,29 +33,29 @@ impl Owner {
         if opened.is_standard_input {
             return;
         }
-        let writer = Writer {
-            process: opened.used.process.clone(),
-            known: pending.known.clone(),
-        };
         let finding = open::judge(
             opened,
             container,
-            writer.finding(container),
+            process_in(container, &opened.used.process, &pending.known),
             self.host_mount_namespace,
             hooks::set_name(opened.used.hook),
         );
-        let is_of_image = self.may_write_image(opened, container);
-        if is_of_image {
+        // Not remembered: the next to open it for writing is another.
+        let may_write_image = self.may_write_image(opened, container);
+        if may_write_image {
             let key = (creation(container), opened.used.file.facts.real_inode);
+            let writer = Writer {
+                process: opened.used.process.clone(),
+                known: pending.known.clone(),
+            };
             self.state.writers.put(key, writer);
         }
         if let Some(finding) = finding {
             if self.is_new(&opened.used, &finding) {
                 self.raise_of(&opened.used, &finding);
             }
-        // The next to open it for writing is another.
         } else if by == PlacedBy::Cgroup
-            && !is_of_image
+            && !may_write_image
             && let Some(sensor) = &mut self.sensor
             && let Err(error) = sensor.remember_open(&opened.used, opened.access)
         {
@@ -74,21 +76,24 @@ impl Owner {
                 .is_some_and(|contents| contents.lookup(&file.path_in_filesystem).is_some())
     }
 
-    /// The process that opened a changed file for writing last, if that was told.
-    pub(super) fn writer_of(&mut self, changed: &Changed) -> Option<ProcessFinding> {
-        let key = (creation(&changed.container), changed.inode?);
-        let writer = self.state.writers.get(&key)?;
-        Some(writer.finding(&changed.container))
+    /// The process that last opened for writing a file with this inode in the container's upper
+    /// directory, if that was told.
+    pub(super) fn writer_of(
+        &mut self,
+        container: &Container,
+        inode: u64,
+    ) -> Option<ProcessFinding> {
+        let writer = self.state.writers.get(&(creation(container), inode))?;
+        Some(process_in(container, &writer.process, &writer.known))
     }
 }
 
-impl Writer {
-    fn finding(&self, container: &Container) -> ProcessFinding {
-        process_of(
-            &self.process,
-            self.known.origin(&self.process, container),
-            self.known.program.as_deref(),
-            &self.known.ancestors,
-        )
-    }
+/// What is said of a process of a container.
+fn process_in(container: &Container, process: &Process, known: &Known) -> ProcessFinding {
+    process_of(
+        process,
+        known.origin(process, container),
+        known.program.as_deref(),
+        &known.ancestors,
+    )
 }

@@ -18,7 +18,7 @@ use super::{
     coverage::{self, Coverage},
     query::{Connection, Query, Snapshot},
     state::{Done, Pending, State, creation},
-    uses::is_data,
+    uses::is_plain,
 };
 use crate::{
     alerts::{AlertLog, NodeFacts, boot_time, build, id::Subject, log::ALERTS_MAX},
@@ -34,7 +34,6 @@ use crate::{
         connect::RuntimeSockets,
         container as container_rules,
         file::{Judgement, RuntimeFiles},
-        open,
     },
     image::error::ContentsError,
     sensor::{
@@ -403,7 +402,7 @@ impl Owner {
     /// Takes note that it never became known whose a use is.
     pub(super) fn expire(&mut self, pending: &Pending) {
         // It waited only for what may be told of others.
-        if is_data(&pending.what) && open::sensitive(pending.what.used(), None).is_none() {
+        if is_plain(&pending.what, None) {
             self.count(&Judgement::Good(FileVerdict::Image), true);
             return;
         }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     containers::{
-        Container, Identity,
+        Container, Identity, Task,
         inventory::{Place, PlacedBy},
     },
     coverage::Cause,
@@ -189,14 +189,11 @@ impl Owner {
             }
             // Nothing will be said of it, whoever it is of.
             Place::Container { container, .. }
-                if self.is_of_no_use(&pending.what)
-                    && open::sensitive(used, container.task.as_ref()).is_none() =>
+                if self.is_of_no_use(&pending.what, container.task.as_ref()) =>
             {
                 self.count(&Judgement::Good(FileVerdict::Image), true);
             }
-            Place::Unknown
-                if self.is_of_no_use(&pending.what) && open::sensitive(used, None).is_none() =>
-            {
+            Place::Unknown if self.is_of_no_use(&pending.what, None) => {
                 self.count(&Judgement::Good(FileVerdict::Image), true);
             }
             Place::Unknown if self.is_before_coverage(used) => {
@@ -237,15 +234,11 @@ impl Owner {
         is_other.then(|| Arc::clone(other))
     }
 
-    /// Whether it is data, unless it can tell who changes a file and there is room for it.
-    fn is_of_no_use(&self, what: &What) -> bool {
-        let may_tell = match what {
-            What::Open(open, _) => {
-                open.access.write && open.used.file.facts.flags & FILE_UPPER != 0
-            }
-            _ => false,
-        };
-        is_data(what) && !(may_tell && self.state.waiting.len() < WAITING_MAX / 2)
+    /// Whether nothing is to be said of it, unless it can tell who changes a file and there is room.
+    fn is_of_no_use(&self, what: &What, task: Option<&Task>) -> bool {
+        let may_tell = matches!(what, What::Open(open, _)
+            if open.access.write && open.used.file.facts.flags & FILE_UPPER != 0);
+        is_plain(what, task) && !(may_tell && self.state.waiting.len() < WAITING_MAX / 2)
     }
 
     /// Whether a listing that could have told whose an event is has told nothing.
@@ -503,8 +496,13 @@ impl Owner {
     }
 }
 
-pub(super) fn is_data(what: &What) -> bool {
+fn is_data(what: &What) -> bool {
     matches!(what, What::Open(_, Use::Data))
+}
+
+/// Whether it is data that nothing is to be said of.
+pub(super) fn is_plain(what: &What, task: Option<&Task>) -> bool {
+    is_data(what) && open::sensitive(what.used(), task).is_none()
 }
 
 fn pending(what: What, known: crate::containers::processes::Known) -> Pending {

@@ -35,7 +35,9 @@ use tonic::{
 
 pub use events::{Event, Events};
 pub use records::{ContainerRecord, Extension, ImageRecord, SnapshotRecord, TaskRecord};
-use records::{container, image, lower_directories, task, unix_ns};
+use records::{container, image, lower_directories, task};
+
+use crate::clock::unix_ns;
 
 /// How long containerd may take to answer one question.
 pub const CALL_SECONDS_MAX: u64 = 10;

@@ -7,7 +7,7 @@ use containerd_client::{
     types::{Mount, v1::Process, v1::Status},
 };
 
-use crate::digest::Digest;
+use crate::{clock::unix_ns, digest::Digest};
 
 /// A container as containerd has it.
 #[derive(Clone, Debug, Default)]
@@ -112,12 +112,6 @@ pub(super) fn image(found: wire::Image) -> ImageRecord {
         media_type: target.media_type,
         updated_unix_ns: unix_ns(found.updated_at),
     }
-}
-
-pub(super) fn unix_ns(time: Option<prost_types::Timestamp>) -> i128 {
-    time.map_or(0, |time| {
-        i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos)
-    })
 }
 
 pub(super) fn task(found: Process) -> TaskRecord {

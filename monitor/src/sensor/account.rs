@@ -7,7 +7,7 @@ use std::{
 
 use monitor_common::{
     HOOKS, Hook, HookCounters,
-    loss::{LossCause, LossKey},
+    loss::{LossCause, LossKey, LossTotals},
 };
 
 use super::hooks::KINDS;
@@ -82,6 +82,17 @@ pub struct HookAccount {
 }
 
 impl HookAccount {
+    /// What was lost until a time, in nanoseconds since boot.
+    pub fn losses(&self, until_boot_ns: u64) -> LossTotals {
+        LossTotals {
+            ring_full: self.counters.ring_full,
+            map_full: self.counters.map_full,
+            unreadable: self.counters.unreadable,
+            recursion_misses: self.recursion_misses,
+            until_boot_ns,
+        }
+    }
+
     pub(super) fn add(&mut self, other: &HookCounters) {
         let own = &mut self.counters;
         own.seen += other.seen;

@@ -167,9 +167,9 @@ impl Sensor {
         let are_running_told = [Hook::Exec, Hook::Code].into_iter().all(|hook| {
             let (told, mut account) = (told.hook(hook), HookAccount::default());
             maps.count(hook, &mut account);
-            let counters = &account.counters;
-            let lost = [counters.ring_full, counters.map_full, counters.unreadable];
-            told.until_boot_ns > 0 && lost == [told.ring_full, told.map_full, told.unreadable]
+            // Misses are counted by programs, which is not asked here.
+            account.recursion_misses = told.recursion_misses;
+            told.until_boot_ns > 0 && account.losses(told.until_boot_ns) == told
         });
         let holder = Arc::new(Holder::new()?);
         let (running, running_events) = (Arc::new(AtomicU64::new(0)), events.clone());
