@@ -125,7 +125,8 @@ mod tests {
         let mut file = tempfile::tempfile()?;
         file.write_all(b"abc")?;
         let copy = file.try_clone()?;
-        let hashes = [&file, &copy].map(|file| Sha256::of_file(file, 3).map(|hash| hash.to_string()));
+        let hashes =
+            [&file, &copy].map(|file| Sha256::of_file(file, 3).map(|hash| hash.to_string()));
         let expect = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         for hash in hashes {
             assert_eq!(hash.map_err(io::Error::other)?, expect);
