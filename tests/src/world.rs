@@ -92,24 +92,27 @@ impl World {
         if image == BASE {
             self.have_read(BASE)?;
         }
-        let alerts = self.raised_by(image, line)?;
-        let mut raised: Vec<_> = alerts
-            .iter()
-            .map(|alert| {
-                let word = |pointer| text(alert, pointer).unwrap_or("");
-                (word("/kind"), word("/file/path"))
-            })
-            .collect();
-        // Alerts come in the order in which the bytes were read.
-        raised.sort_unstable();
-        ensure!(
-            raised == expect,
-            "{line:?} raised {raised:?}, not {expect:?}: {alerts:#?}"
-        );
-        Ok(())
+        expect_alerts(line, &self.raised_by(image, line)?, expect)
     }
 
-    /// The same for any container.
+    /// The same in a container that stays until then, once the daemon knows what its image holds by
+    /// this evidence: with a container's end go the files that it made, seen by a loaded machine or
+    /// not.
+    pub fn check_once_known(
+        &self,
+        image: &str,
+        line: &str,
+        evidence: &str,
+        expect: &[(&str, &str)],
+    ) -> Result<()> {
+        expect_alerts(
+            line,
+            &self.raised_once_known(image, line, evidence)?,
+            expect,
+        )
+    }
+
+    /// Runs any container and gives the alerts of it.
     pub fn raised_by_run(&self, run: &Run) -> Result<Vec<Value>> {
         self.containerd.run_ok(run)?;
         self.settle()?;
@@ -181,6 +184,22 @@ impl World {
             .with_context(|| self.daemon.log())
             .map(drop)
     }
+}
+
+/// Fails unless the alerts are exactly these, as kind and path of the file.
+fn expect_alerts(line: &str, alerts: &[Value], expect: &[(&str, &str)]) -> Result<()> {
+    let word = |alert, pointer| text(alert, pointer).unwrap_or("");
+    let mut raised: Vec<_> = alerts
+        .iter()
+        .map(|alert| (word(alert, "/kind"), word(alert, "/file/path")))
+        .collect();
+    // Alerts come in the order in which the bytes were read.
+    raised.sort_unstable();
+    ensure!(
+        raised == expect,
+        "{line:?} raised {raised:?}, not {expect:?}: {alerts:#?}"
+    );
+    Ok(())
 }
 
 /// The right to run a daemon and containers. A daemon sees the containers of another containerd
