@@ -18,6 +18,10 @@ pub const REPEAT_NS: u64 = 100_000_000;
 /// call that has more, the rest is counted as unreadable.
 pub const MESSAGES_MAX: u32 = 64;
 
+/// How many sockets of TCP are remembered whose connect was told and not answered yet; of the one
+/// whose connect was told longest ago it is not told what came of it.
+pub const CONNECTING_MAX: u32 = 8_192;
+
 /// `AF_*` of `include/linux/socket.h`.
 pub const FAMILY_UNIX: u16 = 1;
 /// See [`FAMILY_UNIX`].
@@ -143,6 +147,25 @@ pub struct ConnectRecord {
     pub peer: Peer,
 }
 
+/// What came of a connect of TCP that was told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct AnswerRecord {
+    /// Kind [`crate::RecordKind::Answer`].
+    pub header: RecordHeader,
+    /// [`RecordHeader::time_boot_ns`] of the connect.
+    pub connect_boot_ns: u64,
+    /// [`TaskFacts::pid`] of the connect.
+    pub pid: u32,
+    /// `errno` of the socket when it gave up; 0 if it is connected, or was closed before.
+    pub error: u32,
+    /// Not zero if it is connected.
+    pub is_connected: u32,
+    /// Zero; keeps the layout without padding.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<AnswerRecord>() == 16 + 24);
 const _: () = assert!(size_of::<SocketFile>() == 32);
 const _: () = assert!(size_of::<SocketFile>() <= ADDRESS_BYTES_MAX);
 const _: () = assert!(size_of::<Peer>() == 24 + ADDRESS_BYTES_MAX);

@@ -23,7 +23,7 @@ pub mod task;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of every layout in this crate; the agent refuses a record of another one.
-pub const LAYOUT_VERSION: u16 = 4;
+pub const LAYOUT_VERSION: u16 = 5;
 
 /// Bytes of the ring buffer that carries records to the agent.
 pub const RING_BYTES: u32 = 8 << 20;
@@ -73,6 +73,8 @@ pub enum RecordKind {
     Exit = 6,
     /// A process reached for a peer: [`connect::ConnectRecord`].
     Connect = 7,
+    /// What came of a connect: [`connect::AnswerRecord`].
+    Answer = 8,
 }
 
 /// A family of hooks, best first.

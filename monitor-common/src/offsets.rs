@@ -184,6 +184,7 @@ kernel_offsets! {
     socket_sk = "socket" "sk";
     sock_family = "sock" "__sk_common.skc_family";
     sock_protocol = "sock" "sk_protocol";
+    sock_error = "sock" "sk_err";
     unix_sock_peer = "unix_sock" "peer";
     unix_sock_address = "unix_sock" "addr";
     unix_sock_path = "unix_sock" "path";

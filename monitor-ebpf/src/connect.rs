@@ -4,17 +4,19 @@ use aya_ebpf::{bindings::bpf_sock_addr, helpers::generated::bpf_ktime_get_boot_n
 use monitor_common::{
     Hook, HookSet, RecordKind,
     connect::{
-        ADDRESS_BYTES_MAX, ConnectRecord, FAMILY_IPV4, FAMILY_IPV6, FAMILY_PACKET, FAMILY_UNIX,
-        Peer, PeerAddress, PeerState, REPEAT_NS, SOCKET_RAW, SocketFile,
+        ADDRESS_BYTES_MAX, AnswerRecord, ConnectRecord, FAMILY_IPV4, FAMILY_IPV6, FAMILY_PACKET,
+        FAMILY_UNIX, Peer, PeerAddress, PeerState, REPEAT_NS, SOCKET_RAW, SocketFile,
     },
     file::FileFacts,
     path::PathLengths,
 };
 
+use zerocopy::IntoBytes as _;
+
 use crate::{
     file::Opened,
     kernel::{Memory, Pointer, offset},
-    maps::{self, Outcome},
+    maps::{self, Connecting, Outcome, Whose},
     open,
     record::{self, Begun},
     scratch::{Claim, bounded},
@@ -33,6 +35,14 @@ const UNIX_NAME: usize = 2;
 const UNIX_NAME_BYTES_MAX: usize = 108;
 /// `SOCKFS_MAGIC` of `include/uapi/linux/magic.h`.
 const SOCKFS_MAGIC: u32 = 0x534f_434b;
+
+/// `IPPROTO_TCP` of `include/uapi/linux/in.h`.
+const TCP: u16 = 6;
+/// States of TCP in `include/net/tcp_states.h`.
+const ESTABLISHED: u64 = 1;
+const SYN_SENT: u64 = 2;
+/// No answer is told of it.
+const NO_SOCKET: u64 = 0;
 
 /// What a peer turned out to be; its address is then in the scratch.
 enum Reached {
@@ -55,7 +65,7 @@ pub fn observe_ipv4(context: *mut bpf_sock_addr) {
     peer.address[..4].copy_from_slice(&address.to_ne_bytes());
     describe(peer, FAMILY_IPV4, context);
     peer.length = 4;
-    run.end(Some(Reached::Peer));
+    run.end_of(sock_of(context), Some(Reached::Peer));
 }
 
 /// The same of IPv6.
@@ -81,7 +91,7 @@ pub fn observe_ipv6(context: *mut bpf_sock_addr) {
     peer.address[12..16].copy_from_slice(&words[3].to_ne_bytes());
     describe(peer, FAMILY_IPV6, context);
     peer.length = 16;
-    run.end(Some(Reached::Peer));
+    run.end_of(sock_of(context), Some(Reached::Peer));
 }
 
 #[inline(always)]
@@ -94,6 +104,13 @@ fn describe(peer: &mut Peer, family: u16, context: *mut bpf_sock_addr) {
     }
     peer.family = family;
     peer.address_kind = PeerAddress::Ip as u16;
+}
+
+/// The socket (`struct sock`) that a program of the cgroup runs for, as a number.
+#[inline(always)]
+fn sock_of(context: *mut bpf_sock_addr) -> u64 {
+    // SAFETY: as above; the union has the one member.
+    unsafe { (&raw const (*context).__bindgen_anon_1.sk).read_volatile() as u64 }
 }
 
 /// What the kernel is about to do with an address.
@@ -115,7 +132,7 @@ pub fn observe_address(socket: Pointer, address: Pointer, purpose: Purpose, hook
     }
     if let Some(run) = Run::begin(hook) {
         let reached = socket.reach_given(run.claim.peer(), address, purpose);
-        run.end(reached);
+        run.end_of(socket.sock.0 as u64, reached);
     }
 }
 
@@ -239,6 +256,38 @@ pub fn observe_send(file: Pointer, address: Memory, length: u64) {
         };
         run.end(reached);
     }
+}
+
+/// Runs when a socket of TCP (`struct sock`) goes from one state to another, in whatever task.
+#[inline(always)]
+pub fn observe_state(socket: Pointer, before: u64, now: u64) {
+    if before & 0xff != SYN_SENT {
+        return;
+    }
+    let Some(connecting) = maps::take_connecting(socket.0 as u64) else {
+        return;
+    };
+    let record = AnswerRecord {
+        header: record::header(
+            RecordKind::Answer,
+            HookSet::Tracepoint,
+            size_of::<AnswerRecord>(),
+        ),
+        connect_boot_ns: connecting.connect_boot_ns,
+        pid: connecting.pid,
+        error: socket.load(offset!(sock_error)),
+        is_connected: u32::from(now & 0xff == ESTABLISHED),
+        reserved: 0,
+    };
+    let outcome = if maps::submit(record.as_bytes()) {
+        Outcome::Submitted { truncated: false }
+    } else {
+        Outcome::RingFull
+    };
+    maps::count_of(Hook::Connect, outcome, || Whose {
+        cgroup_id: connecting.cgroup_id,
+        mount_namespace: connecting.mount_namespace,
+    });
 }
 
 #[derive(Clone, Copy)]
@@ -461,8 +510,14 @@ impl Run {
     /// Tells of the peer, unless it is remembered.
     #[inline(always)]
     fn end(self, reached: Option<Reached>) {
+        self.end_of(NO_SOCKET, reached);
+    }
+
+    /// The same of a socket whose answer is to be told, if it speaks TCP.
+    #[inline(always)]
+    fn end_of(self, socket: u64, reached: Option<Reached>) {
         let outcome = match reached {
-            Some(reached) => self.send(reached).unwrap_or(Outcome::Unreadable),
+            Some(reached) => self.send(socket, reached).unwrap_or(Outcome::Unreadable),
             None => Outcome::Unreadable,
         };
         self.claim.release();
@@ -470,7 +525,7 @@ impl Run {
     }
 
     #[inline(always)]
-    fn send(&self, reached: Reached) -> Option<Outcome> {
+    fn send(&self, socket: u64, reached: Reached) -> Option<Outcome> {
         const FIXED: usize = size_of::<ConnectRecord>();
         let (claim, watched) = (self.claim, &self.watched);
         if let Reached::Nobody = reached {
@@ -505,9 +560,18 @@ impl Run {
         record.file = *claim.file();
         record.path = begun.path;
         record.peer = *claim.peer();
+        let connecting = Connecting {
+            connect_boot_ns: record.header.time_boot_ns,
+            cgroup_id: watched.cgroup_id,
+            pid: told.pid,
+            mount_namespace: record.task.mount_namespace,
+        };
         let outcome = record::hand_over(claim, begun.end, begun.is_truncated(), maps::submit)?;
         if let Outcome::Submitted { .. } = outcome {
             maps::set_peer(claim.peer(), &told);
+            if socket != NO_SOCKET && claim.peer().protocol == TCP {
+                maps::set_connecting(socket, &connecting);
+            }
         }
         Some(outcome)
     }

@@ -294,6 +294,13 @@ pub fn connect_send_ipv6_cgroup(ctx: SockAddrContext) -> i32 {
     GO_ON
 }
 
+/// Kernel prototype: `void inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn connect_answer_tracepoint(ctx: BtfTracePointContext) -> i32 {
+    connect::observe_state(Pointer(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
+    0
+}
+
 /// Kernel prototype: `void sys_exit(struct pt_regs *regs, long int ret)`.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn syscall_tracepoint(ctx: BtfTracePointContext) -> i32 {

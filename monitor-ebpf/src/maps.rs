@@ -11,7 +11,7 @@ use monitor_common::{
     CGROUPS_MAX, CgroupFacts, HOOKS, Hook, HookCounters, Mark, REMEMBERED_MAX, RING_BYTES,
     RING_REPEATABLE_BYTES, WAKE_INTERVAL_MS,
     code::PROCESSES_MAX,
-    connect::{PEERS_MAX, Peer, PeerState},
+    connect::{CONNECTING_MAX, PEERS_MAX, Peer, PeerState},
     file::FileVersion,
     interpreter::INTERPRETERS_MAX,
     loss::{LOSSES_MAX, LossCause, LossKey, LossTotals},
@@ -36,6 +36,10 @@ static REMEMBERED: LruHashMap<FileVersion, u32> = LruHashMap::with_max_entries(R
 /// Peers that were told of or that the agent has judged good, each for the cgroup that reached for it.
 #[map]
 static PEERS: LruHashMap<Peer, PeerState> = LruHashMap::with_max_entries(PEERS_MAX, 0);
+
+/// Connects of TCP that were told, by their `struct sock`, until they are answered.
+#[map]
+static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(CONNECTING_MAX, 0);
 
 /// Opens that the agent has judged good.
 #[map]
@@ -94,6 +98,23 @@ pub struct Program {
     pub reserved: u32,
 }
 
+/// A connect that was told, of a socket that waits for the peer's answer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Connecting {
+    pub connect_boot_ns: u64,
+    pub cgroup_id: u64,
+    pub pid: u32,
+    pub mount_namespace: u32,
+}
+
+/// Whose an event is.
+#[derive(Clone, Copy)]
+pub struct Whose {
+    pub cgroup_id: u64,
+    pub mount_namespace: u32,
+}
+
 /// A process of this boot.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -115,14 +136,32 @@ pub enum Outcome {
     Unreadable,
 }
 
-/// Counts one run of `hook`.
+impl Whose {
+    /// Of the current task.
+    #[inline(always)]
+    fn current() -> Self {
+        Self {
+            // SAFETY: a helper without arguments.
+            cgroup_id: unsafe { bpf_get_current_cgroup_id() },
+            mount_namespace: task::mount_namespace_of(Pointer::current_task()),
+        }
+    }
+}
+
+/// Counts one run of `hook` for the current task.
 #[inline(always)]
 pub fn count(hook: Hook, outcome: Outcome) {
+    count_of(hook, outcome, Whose::current);
+}
+
+/// Counts one run of `hook`; whose it was is asked when something was lost.
+#[inline(always)]
+pub fn count_of(hook: Hook, outcome: Outcome, whose: impl Fn() -> Whose) {
     // Before the hook's own counters: who reads those first finds in `LOSSES` all that they hold.
     match outcome {
-        Outcome::RingFull => count_loss(hook, LossCause::RingFull),
-        Outcome::MapFull => count_loss(hook, LossCause::MapFull),
-        Outcome::Unreadable => count_loss(hook, LossCause::Unreadable),
+        Outcome::RingFull => count_loss(hook, LossCause::RingFull, whose()),
+        Outcome::MapFull => count_loss(hook, LossCause::MapFull, whose()),
+        Outcome::Unreadable => count_loss(hook, LossCause::Unreadable, whose()),
         Outcome::Unwatched | Outcome::Remembered | Outcome::Submitted { .. } => {}
     }
     let Some(counters) = COUNTERS.get_ptr_mut(hook as u32) else {
@@ -145,13 +184,12 @@ pub fn count(hook: Hook, outcome: Outcome) {
     }
 }
 
-/// Counts a record of the current task that was lost.
+/// Counts a record that was lost.
 #[inline(always)]
-fn count_loss(hook: Hook, cause: LossCause) {
+fn count_loss(hook: Hook, cause: LossCause, whose: Whose) {
     let key = LossKey {
-        // SAFETY: a helper without arguments.
-        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        mount_namespace: task::mount_namespace_of(Pointer::current_task()),
+        cgroup_id: whose.cgroup_id,
+        mount_namespace: whose.mount_namespace,
         hook: hook as u16,
         cause: cause as u16,
     };
@@ -197,6 +235,23 @@ pub fn peer(peer: &Peer) -> PeerState {
 pub fn set_peer(peer: &Peer, state: &PeerState) {
     // An error means that another CPU holds the bucket: then it is told twice.
     let _ = PEERS.insert(peer, state, 0);
+}
+
+/// Remembers a connect until its socket (`struct sock`) is answered.
+#[inline(always)]
+pub fn set_connecting(socket: u64, connecting: &Connecting) {
+    // An error means that another CPU holds the bucket: then the answer is not told.
+    let _ = CONNECTING.insert(socket, connecting, 0);
+}
+
+/// Takes the connect that a socket waits with.
+#[inline(always)]
+pub fn take_connecting(socket: u64) -> Option<Connecting> {
+    // SAFETY: the value is plain numbers, and the socket's alone until it is answered.
+    let connecting = unsafe { CONNECTING.get(socket) }.copied()?;
+    // An error means that another CPU holds the bucket: then the next connect replaces it.
+    let _ = CONNECTING.remove(socket);
+    Some(connecting)
 }
 
 /// Which interpreter a program is, an `Interpreter`.

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
     alerts::text,
+    containerd::Run,
     daemon::check_balance,
     require,
     world::{BASE, World},
@@ -62,4 +63,29 @@ fn a_flood_of_peers_costs_no_exec() -> Result<()> {
     let [remembered, submitted, full] = account(&world)?;
     println!("{remembered} remembered, {submitted} submitted, {full} lost");
     Ok(())
+}
+
+#[test]
+fn what_came_of_a_connect_is_told() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    const METADATA: &str = "169.254.169.254";
+    let world = World::start()?;
+    let check = |line: &str, expect: &str| {
+        let line =
+            format!("busybox ip link set lo up; busybox ip addr add {METADATA}/32 dev lo; {line}");
+        let run = Run::new(BASE, world.unique("connects"))
+            .flags(["--cap-add", "CAP_NET_ADMIN"])
+            .shell(&line);
+        let alerts = world.raised_by_run(&run)?;
+        let newest = alerts.last().context("no alert")?;
+        let result = text(newest, "/details/result");
+        ensure!(result == Some(expect), "{line}: {result:?}: {alerts:#?}");
+        ensure!(
+            text(newest, "/id") == text(&alerts[0], "/id"),
+            "another alert: {alerts:#?}"
+        );
+        Ok(())
+    };
+    check(&format!("probe connect {METADATA} 80"), "refused")?;
+    check(&format!("probe connect-itself {METADATA} 80"), "connected")
 }

@@ -9,9 +9,28 @@ use super::{
 };
 use crate::{
     containers::Container,
-    detect::connect::{self, ConnectFacts},
-    sensor::{event::Connect, hooks},
+    detect::{
+        Finding,
+        connect::{self, ConnectFacts},
+    },
+    sensor::{
+        event::{Answer, Connect, FileUse, Outcome, Protocol},
+        hooks,
+    },
 };
+
+/// What is known of a connect of TCP beside the other: its alert, or what came of it.
+pub(super) enum Answered {
+    /// Raised, and without an answer yet.
+    NotYet(Box<Finding>),
+    /// Answered, and not judged yet.
+    As(Outcome),
+}
+
+/// What tells a connect from every other of this boot.
+fn place(used: &FileUse) -> (u32, u64) {
+    (used.process.pid, used.time_boot_ns)
+}
 
 impl Owner {
     /// Judges a connect of `container`'s; one that nothing is said of is not told again.
@@ -35,16 +54,47 @@ impl Owner {
         match finding {
             // In a container itself the daemon asks the runtime all the time.
             Some(_) if used.process.pid == std::process::id() => self.state.counts.peers += 1,
-            Some(finding) => {
-                let address = finding.connection.as_ref();
-                let address = address.map(|peer| peer.address.clone()).unwrap_or_default();
-                if self.is_first(used.process.id(), finding.kind, address) {
-                    self.raise_of(used, &finding);
-                }
-            }
+            Some(finding) => self.raise_connect(connect, finding),
             None => {
                 self.state.counts.peers += 1;
                 self.remember_peer(connect);
+                self.state.answers.pop(&place(used));
+            }
+        }
+    }
+
+    fn raise_connect(&mut self, connect: &Connect, mut finding: Finding) {
+        let used = &connect.used;
+        let Some(peer) = &mut finding.connection else {
+            return;
+        };
+        if !self.is_first(used.process.id(), finding.kind, peer.address.clone()) {
+            return;
+        }
+        if let Some(Answered::As(outcome)) = self.state.answers.pop(&place(used)) {
+            peer.outcome = Some(outcome);
+        }
+        let is_answered = peer.outcome.is_some();
+        self.raise_of(used, &finding);
+        if connect.protocol == Protocol::Tcp && !is_answered {
+            let raised = Answered::NotYet(Box::new(finding));
+            self.state.answers.put(place(used), raised);
+        }
+    }
+
+    /// Adds what came of a connect to its alert, or keeps it until that is raised.
+    pub(super) fn answered(&mut self, answer: Answer) {
+        let place = (answer.pid, answer.connect_boot_ns);
+        match self.state.answers.pop(&place) {
+            Some(Answered::NotYet(mut finding)) => {
+                if let Some(connection) = &mut finding.connection {
+                    connection.outcome = Some(answer.outcome);
+                }
+                self.amend(&finding);
+            }
+            _ => {
+                let answered = Answered::As(answer.outcome);
+                self.state.answers.put(place, answered);
             }
         }
     }

@@ -140,7 +140,7 @@ impl Coverage {
             Event::Code(code) => ("code", &code.used),
             Event::Open(open) => ("open", &open.used),
             Event::Connect(connect) => ("connect", &connect.used),
-            Event::Source(_) | Event::Fork(_) | Event::Exit(_) => return false,
+            Event::Source(_) | Event::Fork(_) | Event::Exit(_) | Event::Answer(_) => return false,
         };
         let is_own = (self.probe.as_ref()).is_ok_and(|probe| probe.cgroup_id == used.cgroup.id);
         if is_own {

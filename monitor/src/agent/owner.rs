@@ -202,6 +202,15 @@ impl Owner {
         self.append(given)
     }
 
+    /// Tells more of a finding that was raised.
+    pub(super) fn amend(&mut self, finding: &Finding) {
+        let now = jiff::Timestamp::now();
+        let id = Subject::new(finding, &self.boot).id(now);
+        let alert = build(finding, &self.node, now, id);
+        let given = self.state.aggregator.amend(&alert, clock::boot_ns());
+        self.append(given.into_iter().collect());
+    }
+
     fn append(&self, alerts: Vec<Alert>) -> Option<u64> {
         let mut last = None;
         for alert in alerts {

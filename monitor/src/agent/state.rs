@@ -14,7 +14,8 @@ use monitor_common::CgroupFacts;
 use tokio::task::{Id, JoinSet};
 
 use super::{
-    bytes::Read, changes::told_before, query::Connection, sourced::Sourced, usage::Usages,
+    bytes::Read, changes::told_before, connects::Answered, query::Connection, sourced::Sourced,
+    usage::Usages,
 };
 use crate::{
     alerts::{Aggregator, id::Subject},
@@ -45,6 +46,10 @@ const CHANGES_TOLD_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zer
 /// Files of images of which it is remembered who opened them for writing; of another the alert names
 /// no process.
 const WRITERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// Connects that wait for their answer, or answers for the verdict on their connect; of more, that of
+/// the oldest is not told.
+const ANSWERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// What became of the events that were received: `received = judged + host + expired_unknown +
 /// before_coverage + failed`, and what waits or is in flight.
@@ -120,6 +125,9 @@ pub(super) struct State {
     pub(super) changes_told: LruCache<(Creation, Vec<u8>), Told>,
     /// Who opened files of images for writing last, by the inode in the upper directory.
     pub(super) writers: LruCache<(Creation, u64), Writer>,
+    /// Connects of TCP that are judged and not answered, or answered and not judged, by the process's
+    /// pid and when it connected.
+    pub(super) answers: LruCache<(u32, u64), Answered>,
     pub(super) connection: Connection,
     pub(super) listed: bool,
     pub(super) aggregator: Aggregator,
@@ -158,6 +166,7 @@ impl State {
             changes: ChangeCounts::default(),
             changes_told,
             writers: LruCache::new(WRITERS_MAX),
+            answers: LruCache::new(ANSWERS_MAX),
             connection: Connection::default(),
             listed: false,
         }

@@ -107,6 +107,10 @@ impl Owner {
                 self.state.processes.exited(exit);
                 self.note();
             }
+            Event::Answer(answer) => {
+                self.answered(answer);
+                self.note();
+            }
         }
         let effects = self.inventory.take_effects();
         self.carry_out(effects);

@@ -61,7 +61,11 @@ struct Key {
     seen_sha256: String,
     hash_state: String,
     executable: Vec<u8>,
+    peer: Option<Peer>,
 }
+
+/// Protocol, address and port.
+type Peer = (String, Vec<u8>, Option<u32>);
 
 #[derive(Debug)]
 struct Open {
@@ -125,6 +129,24 @@ impl Aggregator {
             given.push(closed.revise(now_ns));
         }
         given
+    }
+
+    /// What is to be given on when more is known of `alert`, which was raised before: its details.
+    /// They are told at once the first time, then with the repeats.
+    pub fn amend(&mut self, alert: &Alert, now_ns: u64) -> Option<Alert> {
+        let open = self.open.get_mut(&key(alert))?;
+        if open.alert.details == alert.details {
+            return None;
+        }
+        let is_first = open.alert.details.is_none();
+        open.alert.details.clone_from(&alert.details);
+        open.is_changed = true;
+        if is_first {
+            return Some(open.revise(now_ns));
+        }
+        let due = open.told_ns.saturating_add(nanos(REVISION_INTERVAL));
+        self.next_due_ns = self.next_due_ns.min(due);
+        None
     }
 
     /// The revisions that are due.
@@ -243,6 +265,10 @@ fn key(alert: &Alert) -> Key {
             .as_ref()
             .map(|process| process.executable.clone())
             .unwrap_or_default(),
+        peer: alert
+            .connection
+            .as_ref()
+            .map(|peer| (peer.protocol.clone(), peer.address.clone(), peer.port)),
     }
 }
 

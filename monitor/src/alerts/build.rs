@@ -14,6 +14,7 @@ use crate::{
         connect::{ConnectionFinding, Sensitive},
     },
     digest::Hasher,
+    sensor::event::Outcome,
 };
 
 /// What the node puts into each of its alerts.
@@ -70,7 +71,7 @@ pub fn build(finding: &Finding, node: &NodeFacts, observed: Timestamp, id: Ulid)
             .map(|process| process_of(process, node)),
         file: finding.file.as_ref().map(file_of),
         connection: finding.connection.as_ref().map(connection_of),
-        details: finding.details.as_deref().map(details_of),
+        details: details_of(finding),
         hook: finding.hook.unwrap_or_default().to_owned(),
         ..first_revision(node, observed, id)
     }
@@ -312,12 +313,30 @@ fn connection_of(connection: &ConnectionFinding) -> v1::alert::Connection {
     }
 }
 
-fn details_of(reason: &str) -> Struct {
-    let reason = Value {
-        kind: Some(value::Kind::StringValue(reason.to_owned())),
+fn details_of(finding: &Finding) -> Option<Struct> {
+    let outcome = finding.connection.as_ref().and_then(|peer| peer.outcome);
+    let reason = finding.details.as_deref();
+    let fields = [
+        reason.map(|reason| ("reason", reason)),
+        outcome.map(|outcome| ("result", result(outcome))),
+    ];
+    let field = |(name, text): (&str, &str)| {
+        let kind = Some(value::Kind::StringValue(text.to_owned()));
+        (name.to_owned(), Value { kind })
     };
-    Struct {
-        fields: [("reason".to_owned(), reason)].into_iter().collect(),
+    let fields: std::collections::BTreeMap<_, _> =
+        fields.into_iter().flatten().map(field).collect();
+    (!fields.is_empty()).then_some(Struct { fields })
+}
+
+fn result(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Connected => "connected",
+        Outcome::Refused => "refused",
+        Outcome::TimedOut => "timed_out",
+        Outcome::Unreachable => "unreachable",
+        Outcome::Abandoned => "abandoned",
+        Outcome::Failed => "failed",
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         Container,
         processes::{Origin, Program},
     },
-    sensor::event::{Address, Connect, Protocol},
+    sensor::event::{Address, Connect, Outcome, Protocol},
 };
 
 /// Where clouds serve credentials to whoever asks from a node: AWS and most others, also by IPv6;
@@ -68,6 +68,8 @@ pub struct ConnectionFinding {
     pub port: Option<u16>,
     /// Why it is told.
     pub sensitive: Sensitive,
+    /// What came of it, once that is known.
+    pub outcome: Option<Outcome>,
 }
 
 /// The files of the runtime's sockets on this host, by kernel device and inode number: who has one
@@ -106,6 +108,7 @@ pub fn judge(facts: &ConnectFacts<'_>) -> Option<Finding> {
         address: address(connect),
         port: connect.port,
         sensitive,
+        outcome: None,
     };
     let shown = monitor_api::bytes::escape(&connection.address);
     let (severity, message) = match sensitive {

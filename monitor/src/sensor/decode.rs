@@ -74,6 +74,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind if kind == RecordKind::Fork as u8 => fork(bytes),
         kind if kind == RecordKind::Exit as u8 => exit(bytes),
         kind if kind == RecordKind::Connect as u8 => connect::connect(bytes, hook),
+        kind if kind == RecordKind::Answer as u8 => connect::answer(bytes),
         kind => return Err(DecodeError::Kind(kind)),
     };
     event.ok_or(cut)

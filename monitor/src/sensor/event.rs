@@ -24,6 +24,8 @@ pub enum Event {
     Exit(Exit),
     /// A process reached for a peer.
     Connect(Box<Connect>),
+    /// What came of it.
+    Answer(Answer),
 }
 
 /// A process used a file, so that it may have become code.
@@ -171,6 +173,34 @@ pub enum Address {
     None,
 }
 
+/// What came of a connect of TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// [`Process::pid`] of the connect.
+    pub pid: u32,
+    /// [`FileUse::time_boot_ns`] of the connect.
+    pub connect_boot_ns: u64,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// How a connect ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The peer took it.
+    Connected,
+    /// The peer refused it.
+    Refused,
+    /// Nobody answered.
+    TimedOut,
+    /// The network said that there is no way to the peer.
+    Unreachable,
+    /// The process closed the socket before.
+    Abandoned,
+    /// For another reason.
+    Failed,
+}
+
 /// A process made another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fork {
@@ -259,7 +289,7 @@ impl Event {
             Self::Code(code) => Some(&code.used),
             Self::Open(open) => Some(&open.used),
             Self::Connect(connect) => Some(&connect.used),
-            Self::Source(_) | Self::Fork(_) | Self::Exit(_) => None,
+            Self::Source(_) | Self::Fork(_) | Self::Exit(_) | Self::Answer(_) => None,
         }
     }
 
@@ -270,7 +300,7 @@ impl Event {
             Self::Code(code) => Some(&mut code.used),
             Self::Open(open) => Some(&mut open.used),
             Self::Connect(connect) => Some(&mut connect.used),
-            Self::Source(_) | Self::Fork(_) | Self::Exit(_) => None,
+            Self::Source(_) | Self::Fork(_) | Self::Exit(_) | Self::Answer(_) => None,
         }
     }
 }

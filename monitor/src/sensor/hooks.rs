@@ -52,6 +52,12 @@ pub(super) const AT_SYSCALLS: &str = "syscall_tracepoint";
 pub(super) const SYSCALL_EXIT: &str = "sys_exit";
 const SYSCALLS: Program = program(AT_SYSCALLS, Place::Tracepoint(SYSCALL_EXIT));
 
+/// What sees how connects of TCP end.
+const ANSWERS: Program = program(
+    "connect_answer_tracepoint",
+    Place::Tracepoint("inet_sock_set_state"),
+);
+
 /// What sees requests of io_uring, for whatever is set in `AT_SYSCALLS`.
 const RINGS: &[Program] = &[
     program("ring_enter_tracepoint", Place::Next(Next::Rings)),
@@ -232,6 +238,7 @@ static WAYS: &[(Hook, &[Way])] = &[
                     program("connect_unix_lsm", Place::Lsm("unix_stream_connect")),
                     program("connect_unix_send_lsm", Place::Lsm("unix_may_send")),
                     program("connect_create_lsm", Place::Lsm("socket_post_create")),
+                    ANSWERS,
                 ],
             },
             Way {
@@ -254,6 +261,7 @@ static WAYS: &[(Hook, &[Way])] = &[
                         "connect_create_fentry",
                         Place::Function("security_socket_post_create"),
                     ),
+                    ANSWERS,
                 ],
             },
             Way {
@@ -263,6 +271,7 @@ static WAYS: &[(Hook, &[Way])] = &[
                     program("connect_ipv6_cgroup", Place::RootCgroup),
                     program("connect_send_ipv4_cgroup", Place::RootCgroup),
                     program("connect_send_ipv6_cgroup", Place::RootCgroup),
+                    ANSWERS,
                     SYSCALLS,
                 ],
             },
@@ -355,7 +364,7 @@ impl Choice {
             Hook::Connect => &[
                 "what a packet socket sends, and what a raw socket writes into a header of its own: that there is a packet socket is told",
                 "sockets of other families (vsock, netlink, Bluetooth)",
-                "whether the peer answered",
+                "whether a peer answered that is not of TCP, over several paths, or to which there is no route",
             ],
             Hook::Exec | Hook::Source | Hook::Fork | Hook::Exit => &[],
         };

@@ -249,6 +249,10 @@ fn hold_files_of(event: &mut Event, holder: &Holder) {
         Event::Code(code) => code.held = holder.mapped(code),
         Event::Open(open) if open.is_interpreted => open.held = holder.opened(open),
         Event::Open(_) => {}
-        Event::Source(_) | Event::Fork(_) | Event::Exit(_) | Event::Connect(_) => {}
+        Event::Source(_)
+        | Event::Fork(_)
+        | Event::Exit(_)
+        | Event::Connect(_)
+        | Event::Answer(_) => {}
     }
 }

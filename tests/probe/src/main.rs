@@ -73,6 +73,8 @@ const USAGE: &str = "usage: probe COMMAND
   receive PATH             receive an open file from the socket of AF_UNIX at PATH
   take PID DESCRIPTOR      take a descriptor from another process
   connect ADDRESS PORT     connect by TCP
+  connect-itself ADDRESS PORT
+                           listen at an address by TCP, and connect to it
   connect-ring HOW ADDRESS PORT
                            the same through io_uring; HOW is `plain`, or words of `openat2`,
                            `async`, `slot`, `skip`, `poll` and `used` with commas between them
@@ -174,6 +176,7 @@ fn run(arguments: &[OsString]) -> Result<()> {
         (b"take", [process, descriptor]) => opens::take(process, descriptor),
         (b"open-ring", [how, path]) => rings::open(How::parse(how)?, path),
         (b"connect", [address, port]) => network::connect_tcp(address, port),
+        (b"connect-itself", [address, port]) => network::connect_itself(address, port),
         (b"connect-ring", [how, address, port]) => network::connect_by_ring(how, address, port),
         (b"connect-fast", [address, port]) => network::send_fast_open(address, port),
         (b"send", [address, port]) => network::send_udp(address, port),

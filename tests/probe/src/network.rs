@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsRawFd, OwnedFd},
         linux::net::SocketAddrExt as _,
@@ -31,6 +31,15 @@ pub(crate) fn connect_tcp(address: &OsStr, port: &OsStr) -> Result<()> {
     // An error is as good as an answer.
     let _ = TcpStream::connect_timeout(&parse(address, port)?, PATIENCE);
     Ok(())
+}
+
+/// Listens at an address of its own, and connects to itself.
+pub(crate) fn connect_itself(address: &OsStr, port: &OsStr) -> Result<()> {
+    let address = parse(address, port)?;
+    let _listener = TcpListener::bind(address).context("cannot listen")?;
+    TcpStream::connect_timeout(&address, PATIENCE)
+        .context("cannot connect")
+        .map(drop)
 }
 
 /// Connects by TCP through io_uring.

@@ -83,6 +83,44 @@ fn the_first_is_given_on_at_once_and_repeats_become_revisions() {
 }
 
 #[test]
+fn more_that_is_known_is_told_at_once_and_then_with_the_repeats() {
+    let of_peer = |port, result: Option<&str>| {
+        let mut alert = an_alert("c", "", 1);
+        alert.connection = Some(alert::Connection {
+            port: Some(port),
+            ..alert::Connection::default()
+        });
+        alert.details = result.map(|result| {
+            let kind = prost_types::value::Kind::StringValue(result.to_owned());
+            let value = prost_types::Value { kind: Some(kind) };
+            prost_types::Struct {
+                fields: [("result".to_owned(), value)].into(),
+            }
+        });
+        alert
+    };
+    let mut aggregator = empty();
+    let amend = |aggregator: &mut Aggregator, result, at| {
+        let amended = aggregator.amend(&of_peer(80, Some(result)), at);
+        said(&amended.into_iter().collect::<Vec<_>>())
+    };
+    // Not raised, or forgotten.
+    assert_eq!(amend(&mut aggregator, "refused", SECOND), []);
+    assert_eq!(said(&aggregator.take(of_peer(80, None), SECOND)), [(1, 1)]);
+    // Another peer is another alert.
+    assert_eq!(said(&aggregator.take(of_peer(81, None), SECOND)), [(1, 1)]);
+    assert_eq!(amend(&mut aggregator, "refused", 2 * SECOND), [(2, 1)]);
+    assert_eq!(amend(&mut aggregator, "refused", 3 * SECOND), []);
+    assert_eq!(amend(&mut aggregator, "connected", 4 * SECOND), []);
+    let due = aggregator.due(12 * SECOND);
+    assert_eq!(said(&due), [(3, 1)]);
+    assert_eq!(
+        due.first().unwrap().details,
+        of_peer(80, Some("connected")).details
+    );
+}
+
+#[test]
 fn counts_go_on_over_a_restart() {
     let mut aggregator = empty();
     let mut log = aggregator.take(an_alert("c", "/x", 1), SECOND);

@@ -172,6 +172,7 @@ fn a_peer_is_said_with_its_technique() {
             address: b"169.254.169.254".to_vec(),
             port,
             sensitive,
+            outcome: (sensitive == Sensitive::Runtime).then_some(Outcome::Refused),
         }),
         ..finding()
     };
@@ -186,6 +187,8 @@ fn a_peer_is_said_with_its_technique() {
     let other = built(&of_peer(Sensitive::Runtime, None), &node());
     assert_eq!(other["connection"]["port"], json!(null));
     assert_ne!(alert["fingerprint"], other["fingerprint"]);
+    assert_eq!(alert["details"]["result"], json!(null));
+    assert_eq!(other["details"]["result"], json!("refused"));
 }
 
 #[test]

@@ -3,14 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use monitor_common::connect::{
-    ConnectRecord, FAMILY_PACKET, FAMILY_UNIX, Peer, PeerAddress, SOCKET_DATAGRAM, SOCKET_RAW,
-    SOCKET_STREAM,
+    AnswerRecord, ConnectRecord, FAMILY_PACKET, FAMILY_UNIX, Peer, PeerAddress, SOCKET_DATAGRAM,
+    SOCKET_RAW, SOCKET_STREAM,
 };
+use nix::errno::Errno;
 use zerocopy::FromBytes;
 
 use super::{Tail, file_use};
 use crate::sensor::{
-    event::{Address, Connect, Event, Protocol},
+    event::{Address, Answer, Connect, Event, Outcome, Protocol},
     hooks::HookSet,
 };
 
@@ -40,6 +41,23 @@ pub(super) fn connect(bytes: &[u8], hook: HookSet) -> Option<Event> {
         protocol,
         address,
     })))
+}
+
+pub(super) fn answer(bytes: &[u8]) -> Option<Event> {
+    let (record, _) = AnswerRecord::read_from_prefix(bytes).ok()?;
+    let outcome = match i32::try_from(record.error).map(Errno::from_raw) {
+        _ if record.is_connected != 0 => Outcome::Connected,
+        _ if record.error == 0 => Outcome::Abandoned,
+        Ok(Errno::ECONNREFUSED) => Outcome::Refused,
+        Ok(Errno::ETIMEDOUT) => Outcome::TimedOut,
+        Ok(Errno::EHOSTUNREACH | Errno::ENETUNREACH) => Outcome::Unreachable,
+        _ => Outcome::Failed,
+    };
+    Some(Event::Answer(Answer {
+        pid: record.pid,
+        connect_boot_ns: record.connect_boot_ns,
+        outcome,
+    }))
 }
 
 fn protocol(peer: &Peer) -> Protocol {
@@ -223,5 +241,38 @@ mod tests {
             ..peer(FAMILY_IPV4, tcp, PeerAddress::Ip, &[1; 4])
         });
         check(peer(FAMILY_UNIX, tcp, PeerAddress::Abstract, b""));
+    }
+
+    #[test]
+    fn an_answer_is_told_by_what_the_socket_says() {
+        let check = |is_connected: u32, error: u32, expect: Outcome| {
+            let record = AnswerRecord {
+                header: RecordHeader {
+                    kind: RecordKind::Answer as u8,
+                    hook: HookSet::Tracepoint as u8,
+                    version: LAYOUT_VERSION,
+                    length: u32::try_from(size_of::<AnswerRecord>()).unwrap(),
+                    time_boot_ns: 9,
+                },
+                connect_boot_ns: 7,
+                pid: 3,
+                error,
+                is_connected,
+                reserved: 0,
+            };
+            let Ok(Event::Answer(answer)) = decode(record.as_bytes()) else {
+                panic!("no answer");
+            };
+            assert_eq!((answer.pid, answer.connect_boot_ns), (3, 7));
+            assert_eq!(answer.outcome, expect, "{is_connected} {error}");
+        };
+        check(1, 0, Outcome::Connected);
+        check(0, 0, Outcome::Abandoned);
+        check(0, 111, Outcome::Refused);
+        check(0, 110, Outcome::TimedOut);
+        check(0, 113, Outcome::Unreachable);
+        check(0, 101, Outcome::Unreachable);
+        check(0, 104, Outcome::Failed);
+        check(0, u32::MAX, Outcome::Failed);
     }
 }
