@@ -497,7 +497,6 @@ fn kernel_release() -> String {
         .unwrap_or_default()
 }
 
-/// A kind of event: what sees it, and its account.
 fn index(stats: &Stats) -> v1::status::Index {
     v1::status::Index {
         images_in_memory: stats.images_in_memory as u64,
@@ -512,6 +511,7 @@ fn index(stats: &Stats) -> v1::status::Index {
     }
 }
 
+/// A kind of event: what sees it, and its account.
 fn hook(choice: &Choice, account: &Account) -> v1::status::Hook {
     let account = account.hook(choice.kind);
     let counters = account.counters;
