@@ -32,8 +32,11 @@ pub const RING_BYTES: u32 = 8 << 20;
 pub const RING_REPEATABLE_BYTES: u64 = RING_BYTES as u64 / 2;
 
 /// Bytes of records that the agent has read and still leaves in the ring until they are judged, so that
-/// its successor reads them again if it is killed.
-pub const RING_HELD_BYTES_MAX: u64 = RING_BYTES as u64 / 4;
+/// its successor reads them again if it is killed. More than what can be repeated may take up: who
+/// floods the ring with that must not keep the agent from reading what others do.
+pub const RING_HELD_BYTES_MAX: u64 = RING_BYTES as u64 / 4 * 3;
+
+const _: () = assert!(RING_HELD_BYTES_MAX > RING_REPEATABLE_BYTES);
 
 /// A place in the ring, counted since it was made.
 #[repr(C)]

@@ -3,19 +3,21 @@
 use std::{
     fmt::{self, Display},
     fs,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use monitor_api::v1::{
-    Alert, AlertsRequest, AlertsResponse,
+    AlertsRequest,
     alerts_request::{Now, Start, start::Position},
-    alerts_response::Response,
-    monitor_client::MonitorClient,
 };
+use nix::sys::resource::{UsageWho, getrusage};
 use tokio::{runtime, sync::mpsc, task::JoinSet, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{
+    Request, Streaming, client::Grpc, codegen::http::uri::PathAndQuery, transport::Endpoint,
+};
+use tonic_prost::ProstCodec;
 
 use crate::{
     bench::quantile,
@@ -28,9 +30,41 @@ use crate::{
 /// Without a message for so long, something hangs; the daemon sends a heartbeat every 10 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// Most that the daemon may have resident while readers keep up. Who is behind reads from disk, each
-/// up to 256 KiB ahead, which is more in memory: 180 that are behind made it 477 MiB.
+/// Most that the daemon may have resident.
 pub const MEMORY_BYTES_MAX: u64 = 256 << 20;
+
+/// What a client lets the daemon send ahead.
+const WINDOW_BYTES: u32 = 1 << 20;
+
+/// What is looked at of a message. The clients share the machine with the daemon, so they decode no
+/// more than what shows that each alert came, once and in order, and when.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Message {
+    #[prost(message, optional, tag = "1")]
+    alert: Option<Alert>,
+    #[prost(message, optional, tag = "2")]
+    heartbeat: Option<()>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Alert {
+    #[prost(uint64, tag = "3")]
+    cursor: u64,
+    #[prost(uint32, tag = "5")]
+    revision: u32,
+    #[prost(message, optional, tag = "8")]
+    observed_time: Option<Time>,
+    #[prost(string, tag = "15")]
+    kind: String,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct Time {
+    #[prost(uint64, tag = "1")]
+    seconds: u64,
+    #[prost(uint32, tag = "2")]
+    nanos: u32,
+}
 
 /// Who reads, and how much.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +94,8 @@ pub struct Figures {
     pub rate: f64,
     /// Most memory that the daemon had resident.
     pub memory_bytes: u64,
+    /// Seconds of processor time of the daemon and of the clients, and how long it all took.
+    pub seconds: [f64; 3],
 }
 
 impl Display for Figures {
@@ -71,6 +107,7 @@ impl Display for Figures {
             ..
         } = self.plan;
         let [p50, p99, max] = self.delay_ms;
+        let [daemon, clients, took] = self.seconds;
         writeln!(
             formatter,
             "{alerts} alerts at {:.0}/s, {reading} consumers that read and {idle} that do not",
@@ -84,6 +121,10 @@ impl Display for Figures {
         writeln!(
             formatter,
             "  milliseconds from judging to a client: p50 {p50:.2}, p99 {p99:.2}, max {max:.2}"
+        )?;
+        writeln!(
+            formatter,
+            "  {daemon:.1} s of processor time in the daemon and {clients:.1} s in the clients, of {took:.1} s"
         )?;
         write!(
             formatter,
@@ -113,14 +154,19 @@ impl Figures {
 
 /// A stream of alerts, and what keeps it open.
 struct Consumer {
-    stream: Streaming<AlertsResponse>,
+    stream: Streaming<Message>,
     _requests: mpsc::Sender<AlertsRequest>,
 }
 
 impl Consumer {
     /// Begins at the next alert, by a connection of its own.
     async fn begin(address: String) -> Result<Self> {
-        let mut client = MonitorClient::connect(address).await?;
+        let channel = Endpoint::new(address)?
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .connect()
+            .await?;
+        let mut client = Grpc::new(channel);
         let start = Start {
             position: Some(Position::Now(Now {})),
             ..Start::default()
@@ -132,7 +178,15 @@ impl Consumer {
                 ..AlertsRequest::default()
             })
             .await?;
-        let mut stream = client.alerts(ReceiverStream::new(sent)).await?.into_inner();
+        client.ready().await?;
+        let path = PathAndQuery::from_static("/monitor.v1.Monitor/Alerts");
+        let request = Request::new(ReceiverStream::new(sent));
+        let answer = client.streaming(
+            request,
+            path,
+            ProstCodec::<AlertsRequest, Message>::default(),
+        );
+        let mut stream = answer.await?.into_inner();
         // The first heartbeat says that the reader has its place.
         stream.message().await?.context("the stream ended")?;
         Ok(Self {
@@ -146,10 +200,15 @@ impl Consumer {
         let mut read = Read::default();
         while read.alerts < alerts {
             let message = timeout(SILENCE_MAX, self.stream.message()).await?;
-            match message?.context("the stream ended")?.response {
-                Some(Response::Alert(alert)) => read.take(&alert)?,
-                Some(Response::Heartbeat(_)) => {}
-                other => bail!("{other:?} came"),
+            match message?.context("the stream ended")? {
+                Message {
+                    alert: Some(alert), ..
+                } => read.take(&alert)?,
+                Message {
+                    heartbeat: Some(()),
+                    ..
+                } => {}
+                Message { .. } => bail!("alerts expired or are missing"),
             }
         }
         Ok(read)
@@ -176,8 +235,7 @@ impl Read {
             self.alerts += 1;
         }
         let judged = alert.observed_time.context("an alert without a time")?;
-        let judged = SystemTime::UNIX_EPOCH
-            + Duration::new(judged.seconds.try_into()?, judged.nanos.try_into()?);
+        let judged = SystemTime::UNIX_EPOCH + Duration::new(judged.seconds, judged.nanos);
         let delay = now.duration_since(judged).unwrap_or_default();
         self.delays_ms.push(delay.as_secs_f64() * 1000.0);
         let first = self.first_last.map_or(judged, |(first, _)| first);
@@ -201,7 +259,8 @@ pub fn run(plan: Plan) -> Result<Figures> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let read = runtime.block_on(async {
+    let pid = daemon.pid()?;
+    let (read, seconds) = runtime.block_on(async {
         let mut idle = Vec::new();
         for _ in 0..plan.idle {
             idle.push(Consumer::begin(address.clone()).await?);
@@ -214,14 +273,19 @@ pub fn run(plan: Plan) -> Result<Figures> {
         let (count, rate) = (plan.alerts.to_string(), plan.per_second.to_string());
         let open = ["probe", "open-credentials", &count, &rate, "/dev/shm"];
         containerd.start_container(&Run::new(BASE, "source").arguments(open))?;
+        let began = Instant::now();
+        let before = [daemon_busy(pid)?, clients_busy()?];
         let mut read = Vec::new();
         while let Some(consumer) = reading.join_next().await {
             read.push(consumer??);
         }
+        let took = began.elapsed().as_secs_f64();
+        let [daemon, clients] = before;
+        let seconds = [daemon_busy(pid)? - daemon, clients_busy()? - clients, took];
         drop(idle);
-        anyhow::Ok(read)
+        anyhow::Ok((read, seconds))
     })?;
-    let memory_bytes = most_resident_bytes(daemon.pid()?)?;
+    let memory_bytes = most_resident_bytes(pid)?;
     ensure!(daemon.stop()?.success());
     containerd.delete("source")?;
 
@@ -240,7 +304,32 @@ pub fn run(plan: Plan) -> Result<Figures> {
         delay_ms: [0.5, 0.99, 1.0].map(|part| quantile(&mut delays, part)),
         rate,
         memory_bytes,
+        seconds,
     })
+}
+
+/// Seconds that the daemon has computed.
+fn daemon_busy(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
+    let ticks: u32 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse().unwrap_or(0))
+        .sum();
+    Ok(f64::from(ticks) / 100.0)
+}
+
+/// Seconds that this process has computed.
+fn clients_busy() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let times = [usage.user_time(), usage.system_time()];
+    let micros: i64 = times
+        .iter()
+        .map(|time| time.tv_sec() * 1_000_000 + time.tv_usec())
+        .sum();
+    Ok(Duration::from_micros(micros.try_into()?).as_secs_f64())
 }
 
 fn most_resident_bytes(pid: u32) -> Result<u64> {

@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod cri;
 pub mod daemon;
 pub mod evasions;
+pub mod flood;
 pub mod http;
 pub mod image;
 pub mod layer;

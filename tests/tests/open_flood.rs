@@ -6,7 +6,7 @@ use tests::{
     alerts::text,
     containerd::Run,
     daemon::check_balance,
-    require,
+    flood, require,
     world::{BASE, World},
 };
 
@@ -64,5 +64,17 @@ fn a_flood_of_opens_is_accounted_for_and_costs_no_exec() -> Result<()> {
         number(&account, "submitted")?,
         number(&account, "ring_full")?
     );
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_one_container_does_not_delay_the_alerts_of_another() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let figures = flood::run(20)?;
+    println!("{figures}");
+    // Seconds, before uses had their turn by container; a machine that is busy otherwise takes some.
+    let [_, _, longest] = figures.flooded_ms;
+    ensure!(longest < 1_000.0, "{figures}");
+    ensure!(figures.alerts > 100, "no flood: {figures}");
     Ok(())
 }

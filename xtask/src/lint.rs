@@ -106,7 +106,8 @@ const LAYERS: [Layer; 4] = [
     },
     Layer {
         name: "hyper",
-        rooms: &["metrics"],
+        // The body of an alert stream is our own.
+        rooms: &["metrics", "api/frames.rs"],
     },
 ];
 

@@ -15,6 +15,7 @@ mod query;
 mod runtime;
 mod sourced;
 mod state;
+mod turns;
 mod usage;
 mod uses;
 mod verify;

@@ -10,7 +10,10 @@ use std::{
 };
 
 use monitor_api::v1::Alert;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::yield_now,
+};
 
 use super::{
     bytes::BytesReader,
@@ -43,9 +46,9 @@ use crate::{
     },
 };
 
-/// Uses of files whose bytes and contents are being read; at the bound no further events are taken, so
-/// that the channel and then the ring fill.
-const IN_FLIGHT_MAX: usize = 1024;
+/// Uses of files whose bytes and contents are being read; at the bound further ones wait for their
+/// turn.
+pub(super) const IN_FLIGHT_MAX: usize = 1024;
 /// Uses that wait until containerd has told whose their cgroup is and which image that has; at the
 /// bound the oldest is given up and counted.
 pub(super) const WAITING_MAX: usize = 8192;
@@ -101,7 +104,6 @@ impl Owner {
         let mut shutdown = pin!(shutdown);
         let mut tick = tokio::time::interval(TICK);
         loop {
-            let room = self.state.in_flight.len() < IN_FLIGHT_MAX;
             tokio::select! {
                 // What is known of containers comes first, so that events are placed by it.
                 biased;
@@ -111,8 +113,15 @@ impl Owner {
                 Some(query) = inputs.queries.recv() => self.answer(query),
                 () = until(self.state.sourced.due()) => self.drop_due(),
                 Some(changed) = inputs.changed.recv() => self.changed(changed),
-                Some(event) = inputs.events.recv(), if room => self.event(event),
                 _ = tick.tick() => self.tick(),
+                // Each in its turn, so that nobody's events wait behind another's flood.
+                Some(event) = inputs.events.recv(), if self.state.turns.has_room() => {
+                    self.events(event, &mut inputs.events);
+                    if self.has_room() {
+                        self.take_turn();
+                    }
+                }
+                () = yield_now(), if self.has_room() && !self.state.turns.is_empty() => self.take_turn(),
             }
         }
         // What this daemon does not come to judge is in the ring for the next.
@@ -130,7 +139,7 @@ impl Owner {
             );
         }
         if !is_left {
-            self.look_at_end(inputs.events.len());
+            self.look_at_end(inputs.events.len() + self.state.turns.len());
         }
         let counted = self.state.aggregator.flush(clock::boot_ns());
         self.append(counted);
@@ -142,6 +151,10 @@ impl Owner {
         let stopped = tokio::task::spawn_blocking(move || sensor.map(Sensor::stop));
         while let Some(event) = inputs.events.recv().await {
             self.event(event);
+        }
+        while !self.state.turns.is_empty() {
+            self.take_turn();
+            yield_now().await;
         }
         // Kept until the end: it lets go of what has been judged then.
         let stopped = match stopped.await {
@@ -463,6 +476,7 @@ impl Owner {
                 .map(Changes::counters)
                 .unwrap_or_default(),
             waiting: between
+                + self.state.turns.len() as u64
                 + self.state.waiting.len() as u64
                 + self.state.sourced.len() as u64
                 + self.state.uses_in_flight.len() as u64,

@@ -15,7 +15,7 @@ use tokio::task::{Id, JoinSet};
 
 use super::{
     bytes::Read, changes::told_before, connects::Answered, query::Connection, sourced::Sourced,
-    usage::Usages,
+    turns::Turns, usage::Usages,
 };
 use crate::{
     alerts::{Aggregator, id::Subject},
@@ -105,6 +105,7 @@ pub(super) struct ChangeCounts {
 /// What the owner gathers while it runs.
 pub(super) struct State {
     pub(super) processes: Processes,
+    pub(super) turns: Turns,
     /// Uses of which it is not known yet whose they are.
     pub(super) waiting: VecDeque<Pending>,
     /// Files read by shells, of which it is not known yet what for.
@@ -153,6 +154,7 @@ impl State {
                 .filter_map(|alert| Subject::of(alert))
                 .collect(),
             processes: Processes::default(),
+            turns: Turns::default(),
             waiting: VecDeque::new(),
             sourced: Sourced::default(),
             told_cgroups: LruCache::new(CGROUPS_MAX),

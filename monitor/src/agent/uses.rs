@@ -57,13 +57,13 @@ impl Owner {
                 if is_told {
                     return self.note();
                 }
-                self.place(pending(What::Exec(exec), known));
+                self.take(pending(What::Exec(exec), known));
             }
             // The hooks saw it, and it was judged then.
             Event::Code(_) if is_told => self.note(),
             Event::Code(code) => {
                 let known = self.state.processes.acted(&code.used.process, host);
-                self.place(pending(What::Code(code), known));
+                self.take(pending(What::Code(code), known));
             }
             Event::Open(open) => {
                 let known = self.state.processes.acted(&open.used.process, host);
@@ -82,12 +82,12 @@ impl Owner {
                 if may_wait && is_sourced && self.sees(Hook::Source) {
                     self.hold_sourced(pending);
                 } else {
-                    self.place(pending);
+                    self.take(pending);
                 }
             }
             Event::Connect(connect) => {
                 let known = self.state.processes.acted(&connect.used.process, host);
-                self.place(pending(What::Connect(connect), known));
+                self.take(pending(What::Connect(connect), known));
             }
             Event::Source(source) => {
                 let shown = self.state.sourced.shown(&source);
@@ -112,6 +112,11 @@ impl Owner {
                 self.note();
             }
         }
+        self.follow_up();
+    }
+
+    /// Does what the placing of a use has asked for.
+    pub(super) fn follow_up(&mut self) {
         let effects = self.inventory.take_effects();
         self.carry_out(effects);
         self.begin_listing();
@@ -123,7 +128,8 @@ impl Owner {
     }
 
     /// Has a file that a shell reads wait for a sign that it runs it, and takes hold of it meanwhile.
-    fn hold_sourced(&mut self, pending: Pending) {
+    fn hold_sourced(&mut self, mut pending: Pending) {
+        self.let_go_unpinned(&mut pending);
         let used = pending.what.used();
         let place = self.inventory.place(
             &used.cgroup,

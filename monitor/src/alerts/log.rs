@@ -217,6 +217,11 @@ impl AlertLog {
         *self.shared.durable.borrow()
     }
 
+    /// Changes with [`AlertLog::durable`].
+    pub fn durable_cursor(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.durable.subscribe()
+    }
+
     /// Changes when the journal ceases to be written, and when it is written again.
     pub fn memory_only(&self) -> tokio::sync::watch::Receiver<bool> {
         self.shared.memory_only.subscribe()

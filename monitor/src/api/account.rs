@@ -63,6 +63,11 @@ impl Account {
         self.node.containers().await
     }
 
+    /// The alert streams that are open.
+    pub(super) fn streams(&self) -> usize {
+        ALERT_STREAMS_MAX.saturating_sub(self.streams.available_permits())
+    }
+
     /// The right to one alert stream; `None`, which is counted, if [`ALERT_STREAMS_MAX`] are open.
     pub(super) fn begin_stream(&self) -> Option<OwnedSemaphorePermit> {
         let permit = Arc::clone(&self.streams).try_acquire_owned().ok();
@@ -76,7 +81,6 @@ impl Account {
     pub async fn status(&self) -> v1::Status {
         let mut status = self.node.status().await;
         let log = self.log.summary();
-        let open = ALERT_STREAMS_MAX.saturating_sub(self.streams.available_permits());
         let mut consumers = self.log.consumers().all();
         consumers.retain(|_, at| at.journal == self.log.journal());
         let mut by_kind = std::collections::HashMap::new();
@@ -104,7 +108,7 @@ impl Account {
         status.api = Some(v1::status::Api {
             connections: self.connections.open(),
             connections_refused: self.connections.refused.load(Ordering::Relaxed),
-            alert_streams: u64::try_from(open).unwrap_or(u64::MAX),
+            alert_streams: u64::try_from(self.streams()).unwrap_or(u64::MAX),
             alert_streams_refused: self.streams_refused.load(Ordering::Relaxed),
             alerts_expired: log.expired_unread,
             connections_unidentified: self.connections.unidentified.load(Ordering::Relaxed),

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use monitor_api::v1::{
     Alert, AlertsRequest, AlertsResponse, GetAlertRequest, GetAlertResponse, ListAlertsRequest,
@@ -18,7 +19,13 @@ use tokio::{
 use tonic::{Status, Streaming};
 use ulid::Ulid;
 
-use super::{HEARTBEAT_INTERVAL, REQUEST_TIME_MAX, server::stopped, service::within};
+use super::{
+    HEARTBEAT_INTERVAL, REQUEST_TIME_MAX,
+    fanout::{CHUNK_BYTES_MAX, Fanout, Part, frame_alert},
+    frames::frame,
+    server::stopped,
+    service::within,
+};
 use crate::alerts::{
     AlertLog, AlertReader, Delivery, Filter, Next, Start, consumers::NAME_BYTES_MAX,
 };
@@ -45,15 +52,17 @@ const POSITION_INTERVAL: Duration = Duration::from_secs(1);
 /// One conversation about alerts.
 pub(super) struct AlertStream {
     pub(super) log: AlertLog,
+    pub(super) fanout: Arc<Fanout>,
     pub(super) requests: Streaming<AlertsRequest>,
-    pub(super) responses: mpsc::Sender<Result<AlertsResponse, Status>>,
+    /// Whole frames.
+    pub(super) responses: mpsc::Sender<Result<Bytes, Status>>,
     pub(super) shutdown: watch::Receiver<bool>,
     pub(super) _permit: OwnedSemaphorePermit,
 }
 
 /// What the first request asked for, and how far it is.
 struct Wanted {
-    reader: AlertReader,
+    source: Source,
     filter: Option<Filter>,
     consumer: Option<Consumer>,
     /// Alerts that may be sent; `None` is no limit.
@@ -91,7 +100,7 @@ impl Consumer {
 
 /// What a conversation goes on with.
 enum Event {
-    Next(Next),
+    Taken(Taken),
     Request(Option<AlertsRequest>),
     Kept(u64),
     Superseded,
@@ -123,14 +132,14 @@ impl AlertStream {
             let may_send = wanted.credits != Some(0);
             let is_stopping = *self.shutdown.borrow() || self.shutdown.has_changed().is_err();
             let event = if is_stopping {
-                match wanted.reader.try_next().await {
-                    Some(next) if may_send => Event::Next(next),
+                match wanted.source.rest().await {
+                    Some(taken) if may_send => Event::Taken(taken),
                     _ => return Err(Status::unavailable("the daemon is stopping")),
                 }
             } else {
                 let due = wanted.heartbeat_due();
                 tokio::select! {
-                    next = wanted.reader.next(), if may_send => Event::Next(next),
+                    taken = wanted.source.next(), if may_send => Event::Taken(taken),
                     request = self.requests.message(), if may_request => Event::Request(request?),
                     event = consumer_event(&mut wanted.consumer) => event,
                     Ok(()) = memory_only.changed() => Event::Heartbeat,
@@ -140,15 +149,22 @@ impl AlertStream {
                 }
             };
             let response = match event {
-                Event::Next(next) => match wanted.response(next)? {
-                    Some(response) => response,
-                    None => {
-                        if wanted.skipped.is_multiple_of(SCANNED_AT_ONCE) {
-                            tokio::task::yield_now().await;
-                        }
-                        continue;
+                Event::Taken(taken) => {
+                    let pieces = match taken {
+                        Taken::Part(part) => wanted.pieces(&part)?,
+                        Taken::Next(next) => wanted.encode(next).await?,
+                    };
+                    if pieces.is_empty() {
+                        tokio::task::yield_now().await;
                     }
-                },
+                    for piece in pieces {
+                        wanted.heard = Instant::now();
+                        if self.responses.send(Ok(piece)).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    continue;
+                }
                 Event::Request(Some(request)) => {
                     self.heed(&mut wanted, &request)?;
                     continue;
@@ -209,7 +225,11 @@ impl AlertStream {
             ))
         })?;
         Ok(Wanted {
-            reader,
+            source: Source {
+                reader,
+                upto: self.fanout.upto(delivery),
+                fanout: Arc::clone(&self.fanout),
+            },
             filter,
             consumer,
             credits: start.credits,
@@ -288,7 +308,7 @@ impl AlertStream {
             *credits = credits.saturating_add(request.credits);
         }
         if request.acknowledge > 0 {
-            let position = wanted.reader.position();
+            let position = wanted.source.reader.position();
             let consumer = wanted.consumer.as_mut().ok_or_else(|| {
                 Status::invalid_argument("only a named consumer acknowledges: give `consumer`")
             })?;
@@ -313,7 +333,7 @@ impl AlertStream {
             journal: self.log.journal().to_owned(),
             cursor: self.log.newest(),
             durable_cursor: self.log.durable(),
-            position: wanted.reader.position(),
+            position: wanted.source.reader.position(),
             memory_only: memory_only.map_or(String::new(), |(_, reason)| reason),
             filter_failed: wanted.filter.as_ref().map_or(0, Filter::failed),
         })
@@ -321,12 +341,60 @@ impl AlertStream {
 
     /// Waits for the client to make room; false if it is gone.
     async fn send(&self, response: Response) -> bool {
-        self.responses
-            .send(Ok(AlertsResponse {
-                response: Some(response),
-            }))
-            .await
-            .is_ok()
+        let mut piece = Vec::new();
+        let response = Some(response);
+        frame(&AlertsResponse { response }, &mut piece);
+        self.responses.send(Ok(piece.into())).await.is_ok()
+    }
+}
+
+/// Where the alerts of a stream come from.
+struct Source {
+    /// Holds the stream's place.
+    reader: AlertReader,
+    upto: watch::Receiver<u64>,
+    fanout: Arc<Fanout>,
+}
+
+/// What a stream goes on with.
+enum Taken {
+    /// Encoded for all streams; the place is still before it.
+    Part(Part),
+    /// Read by this stream alone; the place is behind it.
+    Next(Next),
+}
+
+impl Source {
+    /// Waits for what comes next. Nothing is lost when the future is dropped.
+    async fn next(&mut self) -> Taken {
+        loop {
+            // Marked as seen before looking, so that what comes after the look wakes.
+            self.upto.mark_unchanged();
+            let limit = *self.upto.borrow();
+            if self.reader.position() < limit
+                && let Some(taken) = self.upto(limit).await
+            {
+                return taken;
+            }
+            // The sender lives as long as `self.fanout`, so this cannot fail.
+            let _ = self.upto.changed().await;
+        }
+    }
+
+    /// What is there when the daemon stops, whether or not streams were woken for it.
+    async fn rest(&mut self) -> Option<Taken> {
+        let limit = *self.upto.borrow();
+        self.upto(limit).await
+    }
+
+    async fn upto(&mut self, limit: u64) -> Option<Taken> {
+        let next = self.reader.position() + 1;
+        if !self.reader.looks_for_time()
+            && let Some(part) = self.fanout.find(next, limit)
+        {
+            return Some(Taken::Part(part));
+        }
+        self.reader.try_next().await.map(Taken::Next)
     }
 }
 
@@ -345,32 +413,80 @@ async fn consumer_event(consumer: &mut Option<Consumer>) -> Event {
 }
 
 impl Wanted {
-    /// The message for what the reader gave, if it is wanted.
-    fn response(&mut self, next: Next) -> Result<Option<Response>, Status> {
-        match next {
-            Next::Alert(alert) => {
-                if !wants(&mut self.filter, &alert)? {
-                    self.skipped += 1;
-                    return Ok(None);
-                }
-                self.skipped = 0;
-                if let Some(credits) = &mut self.credits {
-                    *credits = credits.saturating_sub(1);
-                }
-                let alert = Box::new(Arc::unwrap_or_clone(alert));
-                Ok(Some(Response::Alert(alert)))
-            }
-            Next::Expired { from, before } => Ok(Some(Response::Expired(Expired { from, before }))),
-            Next::Gap {
-                from,
-                before,
-                reason,
-            } => Ok(Some(Response::Gap(Gap {
-                from,
-                before,
-                reason: reason.name().to_owned(),
-            }))),
+    /// Whether `alert` is to be sent, which takes a credit.
+    fn takes(&mut self, alert: &Alert) -> Result<bool, Status> {
+        if !wants(&mut self.filter, alert)? {
+            self.skipped += 1;
+            return Ok(false);
         }
+        self.skipped = 0;
+        if let Some(credits) = &mut self.credits {
+            *credits = credits.saturating_sub(1);
+        }
+        Ok(true)
+    }
+
+    /// The alerts of `part` that are wanted, those that follow each other in one piece; up to the
+    /// last that credits allow.
+    fn pieces(&mut self, part: &Part) -> Result<Vec<Bytes>, Status> {
+        let mut pieces = Vec::new();
+        let mut run = 0..0;
+        for (index, alert) in part.alerts().enumerate() {
+            if self.credits == Some(0) {
+                break;
+            }
+            self.source.reader.skip_to(alert.cursor);
+            if self.takes(alert)? {
+                if run.end < index {
+                    pieces.extend((!run.is_empty()).then(|| part.bytes(run.clone())));
+                    run.start = index;
+                }
+                run.end = index + 1;
+            }
+        }
+        pieces.extend((!run.is_empty()).then(|| part.bytes(run)));
+        Ok(pieces)
+    }
+
+    /// What is wanted of `next` and of what follows it at once, in one piece.
+    async fn encode(&mut self, next: Next) -> Result<Vec<Bytes>, Status> {
+        let mut next = Some(next);
+        let mut piece = Vec::new();
+        for _ in 0..SCANNED_AT_ONCE {
+            match next.take() {
+                None => break,
+                Some(Next::Alert(alert)) => {
+                    if self.takes(&alert)? {
+                        frame_alert(alert, &mut piece);
+                    }
+                }
+                Some(Next::Expired { from, before }) => {
+                    let response = Some(Response::Expired(Expired { from, before }));
+                    frame(&AlertsResponse { response }, &mut piece);
+                }
+                Some(Next::Gap {
+                    from,
+                    before,
+                    reason,
+                }) => {
+                    let reason = reason.name().to_owned();
+                    let response = Some(Response::Gap(Gap {
+                        from,
+                        before,
+                        reason,
+                    }));
+                    frame(&AlertsResponse { response }, &mut piece);
+                }
+            }
+            if piece.len() >= CHUNK_BYTES_MAX || self.credits == Some(0) {
+                break;
+            }
+            next = self.source.reader.try_next().await;
+        }
+        Ok((!piece.is_empty())
+            .then(|| Bytes::from(piece))
+            .into_iter()
+            .collect())
     }
 
     fn heartbeat_due(&self) -> Instant {

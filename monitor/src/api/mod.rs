@@ -7,8 +7,10 @@ mod account;
 pub mod address;
 mod alerts;
 pub mod caller;
+mod fanout;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod frames;
 pub mod listener;
 mod process;
 pub mod server;
@@ -43,9 +45,9 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 32;
 /// `alert_streams_refused`.
 pub const ALERT_STREAMS_MAX: usize = 256;
 
-/// Messages made for one alert stream ahead of what its client reads. At the bound the stream
-/// waits; what expires meanwhile, its client is told.
-pub const STREAM_AHEAD_MAX: usize = 16;
+/// Pieces of some alerts each, of 32 KiB and one alert at most, that wait for the client of one alert
+/// stream. At the bound the stream waits; what expires meanwhile, its client is told.
+pub const STREAM_AHEAD_MAX: usize = 2;
 
 /// Entries in one message of an image's contents: with two paths of 4 KiB each they stay below
 /// [`monitor_api::MESSAGE_BYTES_MAX`].

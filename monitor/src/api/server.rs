@@ -28,6 +28,8 @@ use super::{
     CONNECTIONS_MAX, DRAIN_TIME_MAX, KEEPALIVE_INTERVAL, Listener, STREAMS_PER_CONNECTION_MAX,
     account::Account,
     caller::Caller,
+    fanout::Fanout,
+    frames::Framed,
     listener::{Accepted, Bytes},
     service::Service,
 };
@@ -62,11 +64,12 @@ pub async fn serve(
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let consumers = Arc::clone(account.log.consumers());
-    let service = Service::new(Arc::clone(&account), shutdown.clone());
+    let fanout = Arc::new(Fanout::new(account.log.clone()));
+    let service = Service::new(Arc::clone(&account), Arc::clone(&fanout), shutdown.clone());
     let service = MonitorServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let service = InterceptedService::new(service, Caller::check_observer);
+    let service = InterceptedService::new(Framed(service), Caller::check_observer);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -90,6 +93,8 @@ pub async fn serve(
     tasks.spawn(follow_ready(reporter.clone(), account.ready()));
     let saving = Arc::clone(&consumers);
     tasks.spawn(async move { saving.run().await });
+    let counting = Arc::clone(&account);
+    tasks.spawn(async move { fanout.run(|| counting.streams()).await });
 
     let (drain, drained) = watch::channel(());
     let server = Server::builder()

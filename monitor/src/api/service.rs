@@ -14,7 +14,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use tokio_stream::{Stream, StreamExt as _, iter, wrappers::ReceiverStream};
+use tokio_stream::{Empty, Stream, StreamExt as _, empty, iter, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -22,6 +22,8 @@ use super::{
     REQUEST_TIME_MAX, STREAM_AHEAD_MAX, VerifyError,
     account::Account,
     alerts::{self, AlertStream},
+    fanout::Fanout,
+    frames::Handover,
 };
 use crate::alerts::AlertLog;
 
@@ -38,14 +40,23 @@ const CONTAINER_BYTES_MAX: usize = 256;
 /// Answers calls.
 pub(super) struct Service {
     account: Arc<Account>,
+    fanout: Arc<Fanout>,
     shutdown: watch::Receiver<bool>,
 }
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
-    pub(super) fn new(account: Arc<Account>, shutdown: watch::Receiver<bool>) -> Self {
-        Self { account, shutdown }
+    pub(super) fn new(
+        account: Arc<Account>,
+        fanout: Arc<Fanout>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            account,
+            fanout,
+            shutdown,
+        }
     }
 
     fn node(&self) -> &dyn Node {
@@ -59,7 +70,8 @@ impl Service {
 
 #[tonic::async_trait]
 impl Monitor for Service {
-    type AlertsStream = ReceiverStream<Result<AlertsResponse, Status>>;
+    /// Empty: the messages are in the response's [`Handover`].
+    type AlertsStream = Empty<Result<AlertsResponse, Status>>;
     type ContainersStream = BoxStream<ContainersResponse>;
     type ImagesStream = BoxStream<ImagesResponse>;
     type ImageContentsStream = BoxStream<ImageContentsResponse>;
@@ -79,6 +91,7 @@ impl Monitor for Service {
         let (send, receive) = mpsc::channel(STREAM_AHEAD_MAX);
         let stream = AlertStream {
             log: self.log().clone(),
+            fanout: Arc::clone(&self.fanout),
             requests: request.into_inner(),
             responses: send,
             shutdown: self.shutdown.clone(),
@@ -87,7 +100,9 @@ impl Monitor for Service {
         // In a task, so that the head of the answer does not wait for the first request: some
         // clients send that only after they have the head.
         tokio::spawn(stream.run());
-        Ok(Response::new(ReceiverStream::new(receive)))
+        let mut response = Response::new(empty());
+        response.extensions_mut().insert(Handover::new(receive));
+        Ok(response)
     }
 
     async fn list_alerts(

@@ -114,16 +114,15 @@ impl Read {
         }
     }
 
-    /// Reads what fits beside what is held.
-    fn take_batch(&mut self, batch: &mut Vec<Event>) {
-        while batch.len() < BATCH && !self.is_full() {
+    /// Reads what fits beside what is held, or, at the end of the hooks, all.
+    fn take_batch(&mut self, batch: &mut Vec<Event>, stopping: bool) {
+        while batch.len() < BATCH && (stopping || !self.is_full()) {
             let Some(record) = self.ring.next() else {
                 return;
             };
             self.counters.received.fetch_add(1, Ordering::Relaxed);
             let mut event = decoded(record, &self.counters);
-            let used = event.as_mut().and_then(Event::used_mut);
-            let receipt = used.filter(|_| self.is_pinned).map(|used| {
+            let receipt = event.as_mut().and_then(Event::used_mut).map(|used| {
                 used.receipt = Receipt::new();
                 &used.receipt
             });
@@ -175,7 +174,7 @@ fn read(
             return read;
         }
         read.let_go();
-        read.take_batch(&mut batch);
+        read.take_batch(&mut batch, stopping);
         // After the ring: see `hold`.
         holder.drain();
         if batch.is_empty() {

@@ -71,6 +71,23 @@ impl AlertReader {
         self.next - 1
     }
 
+    /// Whether the time to start at is still to come.
+    pub fn looks_for_time(&self) -> bool {
+        self.not_before.is_some()
+    }
+
+    /// Goes on after `cursor`, which its user has from elsewhere.
+    pub fn skip_to(&mut self, cursor: u64) {
+        self.next = self.next.max(cursor + 1);
+        while self
+            .ahead
+            .front()
+            .is_some_and(|record| record.cursor < self.next)
+        {
+            self.ahead.pop_front();
+        }
+    }
+
     fn is_too_early(&mut self, alert: &Alert) -> bool {
         let Some(time) = self.not_before else {
             return false;

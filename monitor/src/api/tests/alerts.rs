@@ -113,6 +113,58 @@ async fn a_filter_chooses_and_the_heartbeat_says_how_far_it_looked() {
 }
 
 #[tokio::test]
+async fn each_stream_gets_what_it_wants_of_what_they_share() {
+    const ALERTS: u64 = 300;
+    let fixture = Fixture::new();
+    let now = |change: fn(&mut Start)| {
+        request(|start| {
+            start.position = Some(Position::Now(Now {}));
+            change(start);
+        })
+    };
+    let mut client = fixture.client().await;
+    let (_all, mut all) = open(&mut client, now(|_| {})).await;
+    let critical = now(|start| start.filter = "severity == 'critical'".to_owned());
+    let (_critical, mut critical) = open(&mut client, critical).await;
+    let (credit, mut few) = open(&mut client, now(|start| start.credits = Some(2))).await;
+    for stream in [&mut all, &mut critical, &mut few] {
+        expect(stream, &["=0"]).await;
+    }
+    for cursor in 1..=ALERTS {
+        let severity = if cursor % 50 < 3 {
+            Severity::Critical
+        } else {
+            Severity::Info
+        };
+        fixture.log.append(Alert {
+            severity: severity.into(),
+            message: "x".repeat(1000),
+            ..Alert::default()
+        });
+        if cursor % 7 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let (_late, mut late) = fixture.alerts(Position::After(150)).await;
+    expect(&mut late, &["=300"]).await;
+    expect(&mut few, &["1", "2"]).await;
+    credit.send(credits(150)).await.unwrap();
+    for cursor in 1..=ALERTS {
+        let text = cursor.to_string();
+        expect(&mut all, &[&text]).await;
+        if cursor % 50 < 3 {
+            expect(&mut critical, &[&text]).await;
+        }
+        if (3..=152).contains(&cursor) {
+            expect(&mut few, &[&text]).await;
+        }
+        if cursor > 150 {
+            expect(&mut late, &[&text]).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_stream_starts_at_a_time() {
     let fixture = Fixture::new();
     let at = |seconds| prost_types::Timestamp { seconds, nanos: 0 };
