@@ -23,7 +23,7 @@ pub mod task;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of every layout in this crate; the agent refuses a record of another one.
-pub const LAYOUT_VERSION: u16 = 5;
+pub const LAYOUT_VERSION: u16 = 6;
 
 /// Bytes of the ring buffer that carries records to the agent.
 pub const RING_BYTES: u32 = 8 << 20;
@@ -48,6 +48,9 @@ pub struct Mark {
     pub position: u64,
     /// Records before it.
     pub records: u64,
+    /// Of these by [`Hook`], those that had not been told when they were let go: neither judged for
+    /// good, nor in the count of an alert, nor in a gap.
+    pub untold: [u64; HOOKS as usize],
 }
 
 /// Records of plain opens do not wake the agent more often than this, in milliseconds per CPU; it

@@ -48,6 +48,8 @@ pub struct LossTotals {
     pub unreadable: u64,
     /// Runs that the kernel skipped.
     pub recursion_misses: u64,
+    /// Of [`crate::Mark::untold`], what has been told since.
+    pub told_later: u64,
     /// Nanoseconds since boot.
     pub until_boot_ns: u64,
 }

@@ -4,6 +4,7 @@ pub mod alerts;
 pub mod authority;
 pub mod bench;
 pub mod bpffs;
+pub mod cgroup;
 pub mod consumers;
 pub mod containerd;
 pub mod cri;

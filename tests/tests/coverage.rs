@@ -1,11 +1,12 @@
 //! What was not seen is said: losses become gaps, and coverage can be asked for.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
     alerts::text,
+    cgroup::v2_hierarchy,
     containerd::{Containerd, Run},
     daemon::{Daemon, check_balance},
     image::PROBE_PATH,
@@ -80,13 +81,6 @@ fn told<'a>(gaps: impl IntoIterator<Item = &'a Value>) -> u64 {
         counts.iter().sum::<u64>()
     };
     gaps.into_iter().map(of).sum()
-}
-
-fn v2_hierarchy() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "));
-    let place = mount.and_then(|line| line.split(' ').nth(4));
-    place.map(PathBuf::from).context("no cgroup v2 hierarchy")
 }
 
 fn is_gap(alert: &Value) -> bool {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -13,9 +14,10 @@ use serde_json::Value;
 use tests::{
     alerts::{summary, text},
     bpffs::Bpffs,
-    containerd::{Containerd, Run},
+    cgroup::Cgroup,
+    containerd::{Containerd, Process, Run},
     daemon::{Daemon, program},
-    image::{self, PROBE_PATH},
+    image::{self, PROBE, PROBE_PATH},
     poll::{PATIENCE, until},
     require,
     world::{Alone, BASE},
@@ -199,6 +201,131 @@ fn a_daemon_killed_under_load_misses_no_exec_and_tells_none_twice() -> Result<()
         daemon.log()
     );
     ensure!(daemon.stop()?.success(), "{}", daemon.log());
+    Ok(())
+}
+
+/// Opens of credentials by a process of which nobody can say whose it is: more than can wait.
+const UNPLACED_OPENS: u64 = 10_000;
+
+/// Starts a process outside of the host's mount namespace that opens credentials, in a cgroup that
+/// containerd has not told of.
+fn open_unplaced(directory: &Path, cgroup: &Cgroup) -> Result<Process> {
+    let probe = directory.join("probe");
+    fs::write(&probe, PROBE)?;
+    fs::set_permissions(&probe, fs::Permissions::from_mode(0o755))?;
+    let line = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", line]);
+    command.arg(cgroup.path()).arg(&probe);
+    let opens = ["open-credentials", &UNPLACED_OPENS.to_string(), "2000"].map(str::to_owned);
+    command.args(opens).arg(directory.join("opened"));
+    let process = Process::default();
+    process.set(command.stdin(Stdio::null()).spawn()?);
+    Ok(process)
+}
+
+/// How many events gaps tell of, of a kind (`hooks/exec`) or by a cause (`causes/ring_full`).
+fn told_lost(daemon: &Daemon, what: &str) -> Result<u64> {
+    let alerts = daemon.monitorctl(["alerts", "--since", "0"])?;
+    let counts = alerts.iter().filter_map(|alert| {
+        let count = alert.pointer(&format!("/details/{what}"))?.as_u64();
+        count.filter(|_| text(alert, "/kind") == Some("coverage_gap"))
+    });
+    Ok(counts.sum())
+}
+
+#[test]
+fn what_a_killed_daemon_had_taken_and_not_told_is_told_by_the_next() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf, Unshare);
+    let stage = Stage::start()?;
+    let daemon = stage.daemon()?;
+    // From now on nobody tells whose a cgroup is.
+    stage.containerd.kill()?;
+    let cgroup = Cgroup::new(&format!("monitor-test-{}", daemon.pid()?))?;
+    let opener = open_unplaced(stage.containerd.directory(), &cgroup)?;
+    until("no open to be in the ring", PATIENCE, || {
+        let status = daemon.status()?;
+        let given_up = status.pointer("/events/given_up").and_then(Value::as_u64);
+        let given_up = given_up.context("no number of those given up")?;
+        let lost = daemon.lost("open")?;
+        ensure!(given_up + lost >= UNPLACED_OPENS, "{given_up}, {lost} lost");
+        Ok(())
+    })?;
+    ensure!(opener.wait()?.success());
+    daemon.kill()?;
+
+    stage.containerd.restart()?;
+    let next = stage.daemon()?;
+    until("all opens to be told", PATIENCE, || {
+        let told = told_lost(&next, "hooks/open")?;
+        ensure!(told >= UNPLACED_OPENS, "{told} of {UNPLACED_OPENS}");
+        Ok(())
+    })?;
+    ensure!(next.stop()?.success());
+    Ok(())
+}
+
+/// How many events the hooks lost because the ring was full.
+fn ring_full(daemon: &Daemon) -> Result<u64> {
+    let status = daemon.status()?;
+    let hooks = status.pointer("/hooks").and_then(Value::as_array);
+    let counts = hooks.into_iter().flatten();
+    Ok(counts
+        .filter_map(|hook| hook.get("ring_full")?.as_u64())
+        .sum())
+}
+
+#[test]
+fn what_the_hooks_lost_and_a_killed_daemon_told_is_not_told_again() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let stage = Stage::start()?;
+    let daemon = stage.daemon()?;
+    daemon.pause()?;
+    let opens = ["open-credentials", "40000", "1000000", "/dev/shm"];
+    let flood = [PROBE_PATH].into_iter().chain(opens);
+    stage.containerd.exec("sleeper", "flood", flood)?;
+    daemon.go_on()?;
+    until("the loss to be told", PATIENCE, || {
+        let (told, lost) = (told_lost(&daemon, "causes/ring_full")?, ring_full(&daemon)?);
+        ensure!(lost > 0 && told >= lost, "{told} of {lost}");
+        // Each has the daemon look at its losses.
+        daemon
+            .monitorctl(["container", "coverage", "sleeper"])
+            .map(drop)
+    })?;
+    for _ in 0..3 {
+        daemon.monitorctl(["container", "coverage", "sleeper"])?;
+    }
+    daemon.kill()?;
+    let next = stage.daemon()?;
+    next.monitorctl(["container", "coverage", "sleeper"])?;
+    let (told, lost) = (told_lost(&next, "causes/ring_full")?, ring_full(&next)?);
+    ensure!(told <= lost, "{lost} lost, {told} told");
+    ensure!(next.stop()?.success());
+    Ok(())
+}
+
+#[test]
+fn repeats_that_a_killed_daemon_had_only_counted_are_told_by_the_next() -> Result<()> {
+    const REPEATS: u64 = 4;
+    require!(Root, Containerd, Busybox, Btf);
+    let stage = Stage::start()?;
+    let daemon = stage.daemon()?;
+    for _ in 0..REPEATS {
+        stage.add("/tmp/again")?;
+    }
+    wait_told(&daemon, "sleeper", "/tmp/again")?;
+    daemon.wait_all_judged()?;
+    daemon.kill()?;
+    let next = stage.daemon()?;
+    until("each to be told", PATIENCE, || {
+        let told = told(&next, "sleeper")?;
+        let counted = told.get("/tmp/again").copied().unwrap_or(0);
+        let lost = told_lost(&next, "hooks/exec")?;
+        ensure!(counted + lost >= REPEATS, "{counted} counted, {lost} lost");
+        Ok(())
+    })?;
+    ensure!(next.stop()?.success());
     Ok(())
 }
 

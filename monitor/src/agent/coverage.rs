@@ -1,7 +1,7 @@
 //! The owner's part for what was not seen: compares the account with what it was, tells gaps, and
 //! checks that the daemon sees itself.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use monitor_api::v1;
@@ -11,6 +11,7 @@ use monitor_common::{
 };
 
 use super::{
+    owed::{self, Debts},
     owner::Owner,
     probe::{self, Probe},
     query::CoverageQuestion,
@@ -31,7 +32,7 @@ use crate::{
     sensor::{
         Sensor, Told,
         account::{Account, Lost},
-        event::Event,
+        event::{Event, Owed},
         hooks,
     },
 };
@@ -43,6 +44,9 @@ const LOOK_INTERVAL_NS: u64 = 100_000_000;
 /// How long it is waited until it becomes known whose cgroup a loss is of; then it may be any
 /// container's.
 const UNPLACED_NS_MAX: u64 = 5_000_000_000;
+
+/// How long it is waited at the end until what was told is written.
+const WRITTEN_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Losses of a cgroup of which it is not known whose it is.
 struct Unplaced {
@@ -65,6 +69,17 @@ pub(super) struct Coverage {
     lost: Vec<Lost>,
     /// Lost by the owner itself since the last look.
     own: Losses,
+    /// Of what it lost and has not told, what came by records.
+    own_owed: Owed,
+    debts: Debts,
+    /// What was told of what the kernel side lost, by this daemon and those before it.
+    told: Losses,
+    /// The cursor of the last gap that was told.
+    told_cursor: u64,
+    /// What a next daemon is to know as told once the gaps up to a cursor are written.
+    leaving: Option<(u64, Told)>,
+    /// What it is to know as told by now.
+    left: Told,
     looked_ns: u64,
     /// While containerd tells nothing: up to when that was noted.
     unconnected_to: Option<Timestamp>,
@@ -84,10 +99,14 @@ pub(super) struct CoverageFacts {
 }
 
 impl Coverage {
-    /// `told` is what daemons before this one have told.
-    pub(super) fn new(hierarchy: Hierarchy, watched_since: Timestamp, told: &Told) -> Self {
-        let mut totals = Losses::default();
+    /// Goes on after daemons before this one.
+    pub(super) fn new(hierarchy: Hierarchy, watched_since: Timestamp, sensor: &Sensor) -> Self {
+        let told = sensor.told();
+        let (mut totals, mut own) = (Losses::default(), Losses::default());
+        let own_owed = sensor.left_untold();
         for hook in hooks::KINDS {
+            let untold = own_owed.count(hook);
+            own.add((hooks::kind_name(hook), Cause::Stopped), untold);
             add_of_hook(&mut totals, hook, &told.hook(hook));
         }
         let until_ns = told.hooks.iter().map(|told| told.until_boot_ns).max();
@@ -98,12 +117,18 @@ impl Coverage {
         Self {
             hierarchy,
             tally: Tally::resume(&totals, told.lost.iter().map(named)),
+            told: totals.clone(),
+            told_cursor: 0,
+            leaving: None,
+            left: told.clone(),
+            debts: Debts::resume(told.hooks.map(|told| told.told_later)),
+            own_owed,
             folding: Folding::default(),
             unplaced: HashMap::new(),
             timeline: Timeline::new(watched_since),
             totals,
             lost: told.lost.clone(),
-            own: Losses::default(),
+            own,
             looked_ns: until_ns
                 .filter(|until_ns| *until_ns > 0)
                 .unwrap_or_else(clock::boot_ns),
@@ -124,6 +149,7 @@ impl Coverage {
 
     /// A use of a file was given up.
     pub(super) fn lost(&mut self, pending: &Pending, cause: Cause) {
+        self.own_owed.add(&pending.what.used().receipt.owe());
         let hook = match pending.what {
             What::Exec(_) => "exec",
             What::Code(_) => "code",
@@ -131,6 +157,11 @@ impl Coverage {
             What::Connect(_) => "connect",
         };
         self.own.add((hook, cause), 1);
+    }
+
+    /// The alert at `cursor` tells of `owed`.
+    pub(super) fn alert_told(&mut self, cursor: u64, owed: Owed) {
+        self.debts.told(cursor, owed);
     }
 
     /// Whether the event is one of the daemon's check of itself, which is noted and no more.
@@ -172,6 +203,31 @@ impl Coverage {
     pub(super) fn removed(&mut self, container: &Arc<Container>) {
         self.timeline.remove(container, Timestamp::now());
     }
+
+    /// What a next daemon is to know as told. The names are those of the last time at which all was
+    /// told: of what was lost since, only the number is told.
+    fn told(&self, now_ns: u64) -> Told {
+        let is_all = self.unplaced.is_empty() && self.folding.is_told();
+        let mut told = self.left.clone();
+        for hook in hooks::KINDS {
+            let Some(left) = told.hooks.get_mut(hook as usize) else {
+                continue;
+            };
+            let of = |cause| self.told.get((hooks::kind_name(hook), cause));
+            *left = LossTotals {
+                ring_full: of(Cause::RingFull),
+                map_full: of(Cause::MapFull),
+                unreadable: of(Cause::Unreadable),
+                recursion_misses: of(Cause::RecursionMisses),
+                told_later: 0,
+                until_boot_ns: if is_all { now_ns } else { left.until_boot_ns },
+            };
+        }
+        if is_all {
+            told.lost.clone_from(&self.lost);
+        }
+        told
+    }
 }
 
 impl Owner {
@@ -204,29 +260,29 @@ impl Owner {
             self.tell_loss(affected, loss);
         }
         self.coverage.note_unconnected();
-        if let Some(account) = &account {
-            self.leave_told(account, now_ns);
-        }
+        self.leave_told(now_ns);
     }
 
-    /// Leaves to a next daemon what has been told, if all has been.
-    fn leave_told(&mut self, account: &Account, now_ns: u64) {
-        let Coverage {
-            unplaced,
-            folding,
-            lost,
-            ..
-        } = &self.coverage;
+    /// Leaves to a next daemon what has been told and written: what is lost with this one is told by
+    /// the next.
+    fn leave_told(&mut self, now_ns: u64) {
+        let newest = self.log.newest();
+        let coverage = &mut self.coverage;
         let Some(sensor) = &mut self.sensor else {
             return;
         };
-        if !unplaced.is_empty() || !folding.is_told() || !sensor.is_scanned() {
-            return;
+        if let Some((_, told)) = coverage.leaving.take_if(|(cursor, _)| *cursor <= newest) {
+            coverage.left = told;
         }
-        let told = Told {
-            hooks: account.hooks.map(|hook| hook.losses(now_ns)),
-            lost: lost.clone(),
-        };
+        if coverage.leaving.is_none() && sensor.is_scanned() {
+            coverage.leaving = Some((coverage.told_cursor, coverage.told(now_ns)));
+        }
+        let mut told = coverage.left.clone();
+        let mut told_later = coverage.debts.settle(newest, sensor.let_go());
+        owed::add(&mut told_later, sensor.told_later());
+        for (told, told_later) in told.hooks.iter_mut().zip(told_later) {
+            told.told_later = told_later;
+        }
         if let Err(error) = sensor.set_told(told) {
             tracing::warn!(%error, "cannot keep what was told of losses; the next monitord tells it again");
         }
@@ -239,11 +295,23 @@ impl Owner {
     }
 
     /// Tells what is left to be told, while a next daemon can still be left word of it.
-    pub(super) fn look_before_next(&mut self) {
+    pub(super) async fn look_before_next(&mut self) {
         self.tell_all();
-        let account = self.sensor.as_mut().map(Sensor::account);
-        if let Some(account) = account {
-            self.leave_told(&account, clock::boot_ns());
+        // Once more when it is written.
+        let counted = self.state.aggregator.flush(clock::boot_ns());
+        let last = self.append(counted).unwrap_or(0);
+        let last = last.max(self.coverage.told_cursor);
+        if tokio::time::timeout(WRITTEN_TIME_MAX, self.log.written(last))
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "the journal is not written; the next monitord tells again what was lost"
+            );
+        }
+        // The first takes note of what was told before it.
+        for _ in 0..2 {
+            self.leave_told(clock::boot_ns());
         }
     }
 
@@ -333,12 +401,21 @@ impl Owner {
     fn tell_loss(&mut self, affected: Affected, loss: Loss) {
         let begin = since_boot(&self.node, loss.begin_ns);
         let end = since_boot(&self.node, loss.end_ns);
-        self.tell_gap(affected, Gap::of_losses(begin, end, loss.losses));
+        self.coverage.told.add_all(&loss.losses);
+        let is_of_anybody = affected.is_none();
+        let cursor = self.tell_gap(affected, Gap::of_losses(begin, end, loss.losses));
+        self.coverage.told_cursor = cursor;
+        // All that the owner itself lost is of anybody.
+        if is_of_anybody {
+            let owed = std::mem::take(&mut self.coverage.own_owed);
+            self.coverage.debts.told(cursor, owed);
+        }
     }
 
-    fn tell_gap(&mut self, affected: Affected, gap: Gap) {
+    /// Gives its cursor.
+    fn tell_gap(&mut self, affected: Affected, gap: Gap) -> u64 {
         let now = Timestamp::now();
-        self.log.append(gap::build(
+        let cursor = self.log.append(gap::build(
             &gap,
             &affected,
             &self.node,
@@ -347,6 +424,7 @@ impl Owner {
         ));
         self.coverage.gaps += 1;
         self.coverage.timeline.add(affected.as_deref(), gap);
+        cursor
     }
 
     /// Begins a check when it is time, and tells if one was not seen.

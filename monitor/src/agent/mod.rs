@@ -9,6 +9,7 @@ mod find;
 mod forget;
 mod node;
 mod opens;
+mod owed;
 mod owner;
 mod probe;
 mod query;
@@ -158,7 +159,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     ));
     let host_mount_namespace = sensor.host_mount_namespace();
     let owner = owner::Owner {
-        coverage: coverage::Coverage::new(hierarchy, watched_since, sensor.told()),
+        coverage: coverage::Coverage::new(hierarchy, watched_since, &sensor),
         sensor: Some(sensor),
         host_mount_namespace,
         inventory: Inventory::new(host_mount_namespace),

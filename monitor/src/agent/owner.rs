@@ -127,7 +127,7 @@ impl Owner {
         // What this daemon does not come to judge is in the ring for the next.
         let is_left = self.sensor.as_ref().is_some_and(Sensor::is_pinned);
         if is_left {
-            self.look_before_next();
+            self.look_before_next().await;
         }
         if tokio::time::timeout(DRAIN_TIME_MAX, self.drain(&mut inputs, is_left))
             .await
@@ -189,7 +189,9 @@ impl Owner {
             self.state.counts.raised_before += 1;
             return;
         }
-        if let Some(cursor) = self.raise_as(finding, subject) {
+        // Without a sensor it is the end, at which all repeats are told.
+        let receipt = self.sensor.as_ref().map(|_| used.receipt.clone());
+        if let Some(cursor) = self.raise_as(finding, subject, &receipt.unwrap_or_default()) {
             let unwritten = &mut self.state.unwritten;
             if unwritten.len() >= ALERTS_MAX {
                 // The log no longer has its alert either.
@@ -201,17 +203,17 @@ impl Owner {
 
     pub(super) fn raise(&mut self, finding: &Finding) {
         let subject = Subject::new(finding, &self.boot);
-        self.raise_as(finding, subject);
+        self.raise_as(finding, subject, &Receipt::default());
     }
 
     /// Gives the cursor of the last alert that comes of it.
-    fn raise_as(&mut self, finding: &Finding, subject: Subject) -> Option<u64> {
+    fn raise_as(&mut self, finding: &Finding, subject: Subject, receipt: &Receipt) -> Option<u64> {
         let findings = &mut self.state.findings;
         *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
         let now = jiff::Timestamp::now();
         let id = subject.id(now);
         let alert = build(finding, &self.node, now, id);
-        let given = self.state.aggregator.take(alert, clock::boot_ns());
+        let given = (self.state.aggregator).take_of(receipt, alert, clock::boot_ns());
         self.append(given)
     }
 
@@ -224,10 +226,14 @@ impl Owner {
         self.append(given.into_iter().collect());
     }
 
-    fn append(&self, alerts: Vec<Alert>) -> Option<u64> {
+    pub(super) fn append(&mut self, alerts: Vec<Alert>) -> Option<u64> {
         let mut last = None;
         for alert in alerts {
             last = Some(self.log.append(alert));
+        }
+        if let Some(cursor) = last {
+            let told = self.state.aggregator.take_told();
+            self.coverage.alert_told(cursor, told);
         }
         last
     }

@@ -245,10 +245,9 @@ impl What {
         }
     }
 
-    /// Has a next daemon not be told of it again; false if it would not be anyway.
+    /// Has a next daemon not be told of it again, but of a loss; false if it would not be anyway.
     pub(super) fn give_up(&mut self) -> bool {
-        let receipt = std::mem::take(&mut self.used_mut().receipt);
-        receipt.is_some()
+        self.used_mut().receipt.leave()
     }
 
     /// Of memory without a file, the files that its process has mapped executable.

@@ -16,6 +16,8 @@ use monitor_api::{
 };
 use ulid::Ulid;
 
+use crate::sensor::event::{Owed, Receipt};
+
 /// Least time between two revisions of an alert.
 pub const REVISION_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -40,6 +42,8 @@ const CONTAINERS_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero"
 pub struct Aggregator {
     open: LruCache<Key, Open>,
     containers: LruCache<Place, Budget>,
+    /// Of the repeats that revisions have told since it was last asked.
+    told: Owed,
     /// Cheap to ask often: there is nothing due before.
     next_due_ns: u64,
 }
@@ -73,6 +77,8 @@ struct Open {
     told_ns: u64,
     /// Repeats that no revision has told.
     is_changed: bool,
+    /// Of them, those whose records need not stay.
+    owed: Owed,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +97,7 @@ impl Aggregator {
                 alert: Alert::clone(alert),
                 told_ns: now_ns,
                 is_changed: false,
+                owed: Owed::default(),
             };
             // A later revision replaces an earlier one.
             open.push(key(alert), resumed);
@@ -98,20 +105,27 @@ impl Aggregator {
         Self {
             open,
             containers: LruCache::new(CONTAINERS_MAX),
+            told: Owed::default(),
             next_due_ns: u64::MAX,
         }
     }
 
-    /// What is to be given on for `alert`, which was just raised.
+    /// What is to be given on for `alert`, which was just raised of what came by no record.
     pub fn take(&mut self, alert: Alert, now_ns: u64) -> Vec<Alert> {
+        self.take_of(&Receipt::default(), alert, now_ns)
+    }
+
+    /// The same for a record. One that is only counted is owed until a revision tells of it.
+    pub fn take_of(&mut self, receipt: &Receipt, alert: Alert, now_ns: u64) -> Vec<Alert> {
         let key = key(&alert);
         let interval = self.interval(&key.place);
         if let Some(open) = self.open.get_mut(&key) {
             open.count(&alert);
             let due = open.told_ns.saturating_add(nanos(interval));
             if due <= now_ns {
-                return vec![open.revise(now_ns)];
+                return vec![open.revise(now_ns, &mut self.told)];
             }
+            open.owed.add(&receipt.owe());
             self.next_due_ns = self.next_due_ns.min(due);
             return Vec::new();
         }
@@ -122,11 +136,12 @@ impl Aggregator {
             alert,
             told_ns: now_ns,
             is_changed: false,
+            owed: Owed::default(),
         };
         if let Some((_, mut closed)) = self.open.push(key, opened)
             && closed.is_changed
         {
-            given.push(closed.revise(now_ns));
+            given.push(closed.revise(now_ns, &mut self.told));
         }
         given
     }
@@ -142,7 +157,7 @@ impl Aggregator {
         open.alert.details.clone_from(&alert.details);
         open.is_changed = true;
         if is_first {
-            return Some(open.revise(now_ns));
+            return Some(open.revise(now_ns, &mut self.told));
         }
         let due = open.told_ns.saturating_add(nanos(REVISION_INTERVAL));
         self.next_due_ns = self.next_due_ns.min(due);
@@ -166,7 +181,7 @@ impl Aggregator {
                 .is_some_and(|budget| budget.is_storming);
             let at = open.told_ns.saturating_add(nanos(interval(storms)));
             if at <= now_ns {
-                due.push(open.revise(now_ns));
+                due.push(open.revise(now_ns, &mut self.told));
             } else {
                 self.next_due_ns = self.next_due_ns.min(at);
             }
@@ -176,8 +191,14 @@ impl Aggregator {
 
     /// The revisions of all that was counted, due or not.
     pub fn flush(&mut self, now_ns: u64) -> Vec<Alert> {
+        let told = &mut self.told;
         let changed = self.open.iter_mut().filter(|(_, open)| open.is_changed);
-        changed.map(|(_, open)| open.revise(now_ns)).collect()
+        changed.map(|(_, open)| open.revise(now_ns, told)).collect()
+    }
+
+    /// What was owed and is told by what was given since this was last asked.
+    pub fn take_told(&mut self) -> Owed {
+        std::mem::take(&mut self.told)
     }
 
     fn interval(&self, place: &Place) -> Duration {
@@ -223,7 +244,8 @@ impl Open {
         self.is_changed = true;
     }
 
-    fn revise(&mut self, now_ns: u64) -> Alert {
+    fn revise(&mut self, now_ns: u64, told: &mut Owed) -> Alert {
+        told.add(&std::mem::take(&mut self.owed));
         self.alert.revision = self.alert.revision.saturating_add(1);
         self.told_ns = now_ns;
         self.is_changed = false;

@@ -212,6 +212,13 @@ impl AlertLog {
         *self.shared.published.borrow()
     }
 
+    /// Waits until readers can have what is at `cursor` and before.
+    pub async fn written(&self, cursor: u64) {
+        let mut published = self.shared.published.subscribe();
+        // An error means that the log is gone.
+        let _ = published.wait_for(|newest| *newest >= cursor).await;
+    }
+
     /// The newest cursor that survives the node; 0 if there is none.
     pub fn durable(&self) -> u64 {
         *self.shared.durable.borrow()

@@ -39,7 +39,7 @@ pub enum Cause {
     HeldEvicted,
     /// fanotify's queue was full; how many files each time is not known.
     HeldOverflow,
-    /// The daemon stopped before it was judged.
+    /// A daemon stopped or was killed before it was judged, or before that was told.
     Stopped,
     /// Done by the daemon to check itself, and not seen.
     Unseen,
@@ -101,6 +101,11 @@ impl Losses {
         self.0
             .values()
             .fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// How many of a kind.
+    pub fn get(&self, kind: LossKind) -> u64 {
+        self.0.get(&kind).copied().unwrap_or(0)
     }
 
     /// Each kind and how many.

@@ -46,18 +46,22 @@ impl Tally {
         for (name, count) in named {
             let before = self.named.get(&name).copied().unwrap_or(0);
             // Less than before: it was forgotten and counted anew.
-            let more = count.checked_sub(before).unwrap_or(count);
+            let before = if count < before { 0 } else { before };
+            let accounted = self.accounted.entry(name.kind).or_default();
+            // Never more than was lost: the names may be ahead, because they were read later, and of
+            // what an earlier daemon has told it may not have left the names.
+            let left = totals.get(name.kind).saturating_sub(*accounted);
+            let more = (count - before).min(left);
             if more > 0 {
-                *self.accounted.entry(name.kind).or_default() += more;
+                *accounted += more;
                 grown.push((name, more));
             }
-            now.insert(name, count);
+            now.insert(name, before + more);
         }
         self.named = now;
         let mut unnamed = Losses::default();
         for (kind, total) in totals.iter() {
             let accounted = self.accounted.entry(kind).or_default();
-            // The named ones may be ahead, because they were read later.
             let missing = total.saturating_sub(*accounted);
             *accounted += missing;
             unnamed.add(kind, missing);
@@ -105,7 +109,7 @@ mod tests {
         check(&[(3, &[(1, 3)], &[(1, 3)], 0), (3, &[(1, 3)], &[], 0)]);
         check(&[(5, &[(1, 2), (2, 2)], &[(1, 2), (2, 2)], 1)]);
         // Read later, the names are ahead; the totals catch up.
-        check(&[(3, &[(1, 4)], &[(1, 4)], 0), (4, &[(1, 4)], &[], 0)]);
+        check(&[(3, &[(1, 4)], &[(1, 3)], 0), (4, &[(1, 4)], &[(1, 1)], 0)]);
         // Forgotten by the kernel side, and counted anew.
         check(&[
             (9, &[(1, 9)], &[(1, 9)], 0),
@@ -122,6 +126,16 @@ mod tests {
         let (grown, unnamed) = tally.grown(&totals, [(named(1), 5), (named(2), 1)]);
         assert_eq!(grown, [(named(1), 1), (named(2), 1)]);
         assert_eq!(unnamed, [(RING, 1)].into_iter().collect());
+    }
+
+    #[test]
+    fn what_was_told_without_its_name_is_not_told_by_it() {
+        let told = [(RING, 5)].into_iter().collect();
+        let mut tally = Tally::resume(&told, [(named(1), 2)]);
+        let totals = [(RING, 8)].into_iter().collect();
+        let (grown, unnamed) = tally.grown(&totals, [(named(1), 8)]);
+        assert_eq!(grown, [(named(1), 3)]);
+        assert_eq!(unnamed, Losses::default());
     }
 
     proptest! {

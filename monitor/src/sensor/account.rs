@@ -89,6 +89,7 @@ impl HookAccount {
             map_full: self.counters.map_full,
             unreadable: self.counters.unreadable,
             recursion_misses: self.recursion_misses,
+            told_later: 0,
             until_boot_ns,
         }
     }

@@ -2,10 +2,11 @@
 
 use std::{net::IpAddr, os::fd::OwnedFd};
 
+use monitor_common::Hook;
 pub use monitor_common::{connect::Peer, file::FileFacts, open::Sign};
 
 use super::hooks::HookSet;
-pub use super::unsettled::Receipt;
+pub use super::unsettled::{Owed, Receipt};
 
 /// Something happened.
 #[derive(Debug)]
@@ -290,6 +291,19 @@ impl Event {
             Self::Open(open) => Some(&open.used),
             Self::Connect(connect) => Some(&connect.used),
             Self::Source(_) | Self::Fork(_) | Self::Exit(_) | Self::Answer(_) => None,
+        }
+    }
+
+    /// Which kind of hook saw it.
+    pub(super) fn kind(&self) -> Hook {
+        match self {
+            Self::Exec(_) => Hook::Exec,
+            Self::Code(_) => Hook::Code,
+            Self::Open(_) => Hook::Open,
+            Self::Source(_) => Hook::Source,
+            Self::Fork(_) => Hook::Fork,
+            Self::Exit(_) => Hook::Exit,
+            Self::Connect(_) | Self::Answer(_) => Hook::Connect,
         }
     }
 

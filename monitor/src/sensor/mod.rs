@@ -26,21 +26,21 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread,
 };
 
 use aya::maps::Map;
-use monitor_common::Hook;
+use monitor_common::{HOOKS, Hook, Mark};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 pub use self::maps::Told;
 use self::{
     account::{Account, HookAccount, Lost},
-    event::{Event, Receipt},
+    event::{Event, Owed, Receipt},
     hold::{Holder, HolderError},
     hooks::{Choice, HookSet},
     maps::Maps,
@@ -48,6 +48,7 @@ use self::{
     pins::{Folder, Pins, PinsError},
     programs::{Attached, Programs},
     reader::{Reader, Rings},
+    unsettled::Held,
 };
 use crate::clock;
 
@@ -97,11 +98,11 @@ pub struct Sensor {
     holder: Arc<Holder>,
     reader: Reader,
     running: Arc<AtomicU64>,
-    /// Records that earlier daemons read and let go of.
-    earlier: u64,
+    /// What earlier daemons let go of.
+    earlier: Mark,
     told: Told,
     /// What ran already is being told as long as there is one.
-    scanning: Weak<()>,
+    scanning: Held,
     is_reopened: bool,
     are_running_told: bool,
     host_mount_namespace: u32,
@@ -162,8 +163,12 @@ impl Sensor {
             tracing::info!(unread_bytes, "going on with the hooks that were pinned");
             maps.forget();
         }
-        let earlier = own.let_go_mark().records;
-        let told = maps.told();
+        let earlier = own.let_go_mark();
+        let mut told = maps.told();
+        for (told, untold) in told.hooks.iter_mut().zip(earlier.untold) {
+            // Written first, it may be ahead.
+            told.told_later = told.told_later.min(untold);
+        }
         let are_running_told = [Hook::Exec, Hook::Code].into_iter().all(|hook| {
             let (told, mut account) = (told.hook(hook), HookAccount::default());
             maps.count(hook, &mut account);
@@ -181,8 +186,7 @@ impl Sensor {
         };
         let reader =
             Reader::start(rings, Arc::clone(&holder), events).map_err(SensorError::Reader)?;
-        let receipt = Receipt::new();
-        let scanning = receipt.observe();
+        let (receipt, scanning) = Receipt::of_no_record();
         // After the hooks, so that no process falls between; some are told twice.
         thread::Builder::new()
             .name("running".to_owned())
@@ -241,7 +245,32 @@ impl Sensor {
 
     /// Whether what ran already has been judged.
     pub fn is_scanned(&self) -> bool {
-        self.scanning.strong_count() == 0
+        !self.scanning.is_held()
+    }
+
+    /// What earlier daemons let go of and left untold.
+    pub fn left_untold(&self) -> Owed {
+        let mut left = Owed::default();
+        for hook in hooks::KINDS {
+            let untold = self.earlier.untold.get(hook as usize).copied().unwrap_or(0);
+            left.add_count(hook, untold.saturating_sub(self.told.hook(hook).told_later));
+        }
+        left
+    }
+
+    /// By [`Hook`], untold records that this daemon let go of and has done with since, but for those
+    /// that are owed.
+    pub fn told_later(&self) -> [u64; HOOKS as usize] {
+        self.reader.counters.progress.told_later()
+    }
+
+    /// Up to which position the ring was let go.
+    pub fn let_go(&self) -> u64 {
+        self.reader
+            .counters
+            .progress
+            .let_go()
+            .max(self.earlier.position)
     }
 
     /// What earlier daemons have told of losses.
@@ -269,8 +298,8 @@ impl Sensor {
     pub fn account(&mut self) -> Account {
         let reader = &self.reader.counters;
         let mut account = Account {
-            received: self.earlier + reader.received.load(Ordering::Relaxed),
-            earlier: self.earlier,
+            received: self.earlier.records + reader.received.load(Ordering::Relaxed),
+            earlier: self.earlier.records,
             running: self.running.load(Ordering::Relaxed)
                 + reader.superseded.load(Ordering::Relaxed),
             undecodable: reader.undecodable.load(Ordering::Relaxed),

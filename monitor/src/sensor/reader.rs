@@ -19,7 +19,7 @@ use super::{
     hold::{self, Holder},
     link,
     ring::Ring,
-    unsettled::{Receipt, Unsettled},
+    unsettled::{Progress, Receipt, Unsettled},
 };
 
 /// Records read before the held files are joined to them.
@@ -37,6 +37,7 @@ pub(super) struct Counters {
     pub(super) undecodable: AtomicU64,
     /// Read from rings of other versions.
     pub(super) superseded: AtomicU64,
+    pub(super) progress: Arc<Progress>,
 }
 
 /// Where records come from.
@@ -122,11 +123,14 @@ impl Read {
             };
             self.counters.received.fetch_add(1, Ordering::Relaxed);
             let mut event = decoded(record, &self.counters);
-            let receipt = event.as_mut().and_then(Event::used_mut).map(|used| {
-                used.receipt = Receipt::new();
+            let end = self.ring.read_mark();
+            let hook = event.as_ref().map(Event::kind);
+            let used = event.as_mut().and_then(Event::used_mut);
+            let receipt = hook.zip(used).map(|(hook, used)| {
+                used.receipt = Receipt::new(hook, end, &self.counters.progress);
                 &used.receipt
             });
-            self.unsettled.read(self.ring.read_mark(), receipt);
+            self.unsettled.read(end, receipt);
             batch.extend(event);
         }
     }
@@ -141,7 +145,11 @@ impl Read {
         let settled = self.unsettled.settled();
         if let Err(error) = self.ring.let_go(settled) {
             tracing::error!(%error, "cannot let go of records in the ring buffer");
+            return;
         }
+        // Only now, so that nothing counts as told later that does not count as untold yet.
+        self.unsettled.let_go();
+        self.counters.progress.set_let_go(settled);
     }
 }
 
