@@ -196,6 +196,39 @@ fn a_full_disk_keeps_what_is_there_and_stops_no_verdict() -> Result<()> {
 }
 
 #[test]
+fn an_image_removed_in_the_middle_is_judged_by_what_was_unpacked() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let node = Node::start()?;
+    let daemon = node.daemon()?;
+    node.begin()?;
+    node.containerd.ctr(["images", "rm", "--sync", SLOW])?;
+    ensure!(!node.file(1)?.exists(), "the large layer was read too fast");
+    ensure!(node.evidence(&daemon)? == "unpacked", "{}", daemon.log());
+    node.judge(&daemon, "unpacked")?;
+    no_doubt(&daemon)
+}
+
+#[test]
+fn an_image_removed_later_stays_verified() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let node = Node::start()?;
+    let daemon = node.daemon()?;
+    node.begin()?;
+    ensure!(node.evidence(&daemon)? == "verified", "{}", daemon.log());
+    node.containerd.ctr(["images", "rm", "--sync", SLOW])?;
+    node.judge(&daemon, "verified")?;
+    no_doubt(&daemon)
+}
+
+/// Nothing was told as unverifiable.
+fn no_doubt(daemon: &Daemon) -> Result<()> {
+    let mut alerts = daemon.monitorctl(["alerts", "--since", "0"])?;
+    alerts.retain(|alert| text(alert, "/kind") == Some("content_unverifiable"));
+    ensure!(alerts.is_empty(), "{alerts:#?}");
+    Ok(())
+}
+
+#[test]
 fn the_index_goes_with_the_image() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
     let world = shared()?;
