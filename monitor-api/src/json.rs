@@ -162,6 +162,23 @@ pub fn verified(
     })
 }
 
+/// What was executed in a container.
+pub fn executed(executed: &v1::verify_container_response::Executed) -> Value {
+    let executables = executed.executables.iter().map(|executable| {
+        json!({
+            "path": escape(&executable.path),
+            "sha256": text(&executable.sha256),
+            "verdict": executable.verdict,
+            "count": executable.count,
+        })
+    });
+    json!({
+        "since": time(executed.since.as_ref()),
+        "executables": executables.collect::<Vec<_>>(),
+        "left_out": executed.left_out,
+    })
+}
+
 /// A blob of an image that was checked.
 pub fn blob(blob: &v1::VerifyImageResponse) -> Value {
     json!({

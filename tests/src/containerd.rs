@@ -109,6 +109,11 @@ path = "{directory}/opt"
         Ok(())
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Result<u32> {
+        self.process.id().context("containerd has ended")
+    }
+
     /// Kills containerd (SIGKILL), not its containers.
     pub fn kill(&self) -> Result<()> {
         self.process.kill()

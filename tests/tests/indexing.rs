@@ -1,7 +1,7 @@
 //! What becomes of an image's index when something ends in the middle of it: the daemon, containerd,
 //! the room on the disk; and when the image is removed.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -193,6 +193,117 @@ fn a_full_disk_keeps_what_is_there_and_stops_no_verdict() -> Result<()> {
 
     fs::remove_file(filler)?;
     node.wait_kept(&[1, 2])
+}
+
+#[test]
+fn an_image_removed_in_the_middle_is_judged_by_what_was_unpacked() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let node = Node::start()?;
+    let daemon = node.daemon()?;
+    node.begin()?;
+    node.containerd.ctr(["images", "rm", "--sync", SLOW])?;
+    ensure!(!node.file(1)?.exists(), "the large layer was read too fast");
+    ensure!(node.evidence(&daemon)? == "unpacked", "{}", daemon.log());
+    node.judge(&daemon, "unpacked")?;
+    no_doubt(&daemon)
+}
+
+#[test]
+fn an_image_removed_later_stays_verified() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let node = Node::start()?;
+    let daemon = node.daemon()?;
+    node.begin()?;
+    ensure!(node.evidence(&daemon)? == "verified", "{}", daemon.log());
+    node.containerd.ctr(["images", "rm", "--sync", SLOW])?;
+    node.judge(&daemon, "verified")?;
+    no_doubt(&daemon)
+}
+
+#[test]
+fn kept_layers_that_are_damaged_cut_or_of_another_version_are_made_anew() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let node = Node::start()?;
+    let daemon = node.daemon()?;
+    node.begin()?;
+    node.evidence(&daemon)?;
+    node.wait_kept(&[0, 1, 2])?;
+    daemon.stop()?;
+    let whole: Vec<Vec<u8>> = (0..3)
+        .map(|layer| Ok(fs::read(node.file(layer)?)?))
+        .collect::<Result<_>>()?;
+    let damages: [fn(&mut Vec<u8>); 3] = [
+        |bytes| *bytes.last_mut().unwrap_or(&mut 0) ^= 1,
+        |bytes| bytes.truncate(bytes.len() / 2),
+        // Behind eight bytes of magic.
+        |bytes| {
+            bytes
+                .iter_mut()
+                .skip(8)
+                .take(4)
+                .for_each(|byte| *byte = 0xff)
+        },
+    ];
+    for (layer, damage) in damages.into_iter().enumerate() {
+        let path = node.file(layer)?;
+        let mut bytes = fs::read(&path)?;
+        damage(&mut bytes);
+        fs::write(&path, bytes)?;
+    }
+
+    let daemon = node.daemon()?;
+    ensure!(node.evidence(&daemon)? == "verified", "{}", daemon.log());
+    node.judge(&daemon, "verified")?;
+    let log = daemon.full_log();
+    let said = log.matches("kept layer is unusable").count();
+    ensure!(said == 3, "said {said} times: {log}");
+    for (layer, whole) in whole.iter().enumerate() {
+        ensure!(fs::read(node.file(layer)?)? == *whole, "layer {layer}");
+    }
+    Ok(())
+}
+
+#[test]
+fn blobs_are_asked_of_containerd_where_its_files_are_hidden() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let node = Node::start()?;
+    // As in a container of the daemon's own that does not mount them.
+    let line = r#"mount -t tmpfs none "$0" && exec "$@""#;
+    let monitord = Daemon::command(&node.containerd.address(), &node.directory)?;
+    let content = node
+        .containerd
+        .directory()
+        .join("root/io.containerd.content.v1.content");
+    ensure!(
+        content.join("blobs/sha256").is_dir(),
+        "{}",
+        content.display()
+    );
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "slave", "sh", "-c", line])
+        .arg(content)
+        .arg(monitord.get_program())
+        .args(monitord.get_args());
+    let daemon = Daemon::spawn(&mut command, &node.directory)?;
+    daemon.wait_ready()?;
+    let blobs = daemon.monitorctl(["image", "verify", SLOW])?;
+    ensure!(
+        blobs.len() == 5
+            && blobs
+                .iter()
+                .all(|blob| text(blob, "/state") == Some("verified")),
+        "{blobs:#?}"
+    );
+    daemon.stop().map(drop)
+}
+
+/// Nothing was told as unverifiable.
+fn no_doubt(daemon: &Daemon) -> Result<()> {
+    let mut alerts = daemon.monitorctl(["alerts", "--since", "0"])?;
+    alerts.retain(|alert| text(alert, "/kind") == Some("content_unverifiable"));
+    ensure!(alerts.is_empty(), "{alerts:#?}");
+    Ok(())
 }
 
 #[test]

@@ -18,7 +18,7 @@ use tests::{
 
 const SHOP: &str = "example.invalid/shop:1";
 /// Says `done` when it has changed what there is to be found.
-const LINE: &str = "cp /bin/busybox /tmp/sh; echo salt >> /opt/tool; rm /opt/gone; \
+const LINE: &str = "cp /bin/busybox /tmp/sh; /tmp/sh true; echo salt >> /opt/tool; rm /opt/gone; \
     chmod 4755 /opt/set; mkdir /tmp/d; ln -s /etc /tmp/d/link; rm /opt/link; ln -s other /opt/link; \
     echo done; while :; do sleep 1; done";
 
@@ -69,6 +69,21 @@ fn attested(world: &World, container: &str, lines: &[Value], last: &Value) -> Re
             && statement.pointer("/predicate/comparison/image") == last.pointer("/image")
             && text(&statement, "/predicate/node") == Some(NODE),
         "{statement:#}"
+    );
+    let executed = statement.pointer("/predicate/executed/executables");
+    let executed = executed.and_then(Value::as_array).context("nothing ran")?;
+    let has = |path: &str, verdict: &str, bytes: Option<&[u8]>| {
+        executed.iter().any(|one| {
+            text(one, "/path") == Some(path)
+                && text(one, "/verdict") == Some(verdict)
+                && bytes.is_none_or(|bytes| {
+                    text(one, "/sha256") == digest(bytes).strip_prefix("sha256:")
+                })
+        })
+    };
+    ensure!(
+        has("/bin/busybox", "image", None) && has("/tmp/sh", "added", None),
+        "{executed:#?}"
     );
     Ok(())
 }

@@ -5,6 +5,7 @@ mod changes;
 mod connects;
 mod contents;
 mod coverage;
+mod executed;
 mod find;
 mod forget;
 mod node;

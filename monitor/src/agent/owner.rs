@@ -326,6 +326,7 @@ impl Owner {
                 }
                 Effect::ContainerRemoved(container) => {
                     self.coverage.removed(&container);
+                    self.state.executions.removed(&container);
                     if let Some(changes) = &self.changes {
                         changes.forget(&container);
                     }
@@ -446,6 +447,9 @@ impl Owner {
             }
             Query::Coverage(question, answer) => {
                 let _ = answer.send(self.coverage_of(&question));
+            }
+            Query::Executed(container, answer) => {
+                let _ = answer.send(self.state.executions.of(&container));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use monitor_api::v1;
+use monitor_api::v1::{self, verify_container_response::Executed};
 use tokio::sync::oneshot;
 
 use super::{
@@ -26,6 +26,8 @@ pub(super) enum Query {
         CoverageQuestion,
         oneshot::Sender<Result<v1::CoverageResponse, CoverageError>>,
     ),
+    /// What ran in a container.
+    Executed(Arc<Container>, oneshot::Sender<Executed>),
 }
 
 /// When a container was watched, between two times.

@@ -14,8 +14,8 @@ use monitor_common::CgroupFacts;
 use tokio::task::{Id, JoinSet};
 
 use super::{
-    bytes::Read, changes::told_before, connects::Answered, query::Connection, sourced::Sourced,
-    turns::Turns, usage::Usages,
+    bytes::Read, changes::told_before, connects::Answered, executed::Executions, query::Connection,
+    sourced::Sourced, turns::Turns, usage::Usages,
 };
 use crate::{
     alerts::{Aggregator, id::Subject},
@@ -119,6 +119,7 @@ pub(super) struct State {
     pub(super) told: LruCache<Creation, ()>,
     pub(super) findings: LruCache<Creation, u64>,
     pub(super) usages: Usages,
+    pub(super) executions: Executions,
     pub(super) uses_in_flight: HashSet<Id>,
     pub(super) counts: EventCounts,
     pub(super) changes: ChangeCounts,
@@ -163,6 +164,7 @@ impl State {
             told: LruCache::new(CONTAINERS_MAX),
             findings: LruCache::new(CONTAINERS_MAX),
             usages: Usages::default(),
+            executions: Executions::new(jiff::Timestamp::now()),
             uses_in_flight: HashSet::new(),
             counts: EventCounts::default(),
             changes: ChangeCounts::default(),

@@ -420,6 +420,9 @@ impl Owner {
             .map(|participant| participant::judge(&facts, participant))
             .collect();
         if let What::Exec(exec) = what {
+            let scripts = files.participants.iter().zip(&participants);
+            let now = jiff::Timestamp::now();
+            self.state.executions.ran(&facts, &judgement, scripts, now);
             let is_script = |participant: &Participant| participant.role == Role::Script;
             let is_held = files.participants.iter().any(is_script);
             if exec.script.is_some() && !is_held && !self.sees(Hook::Open) {

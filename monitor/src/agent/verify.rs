@@ -11,11 +11,11 @@ use std::{
 
 use monitor_api::v1::{
     self, VerifyContainerResponse, VerifyImageResponse,
-    verify_container_response::{Begun, Progress, Response, Verified},
+    verify_container_response::{Begun, Executed, Progress, Response, Verified},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use super::node::NodeView;
+use super::{node::NodeView, query::Query};
 use crate::{
     alerts::build,
     api::{ContentsError, VerifyError},
@@ -47,6 +47,8 @@ impl NodeView {
         let turn = Arc::clone(&self.comparisons)
             .try_acquire_owned()
             .map_err(|_| VerifyError::Busy)?;
+        let executed = self.executed(&container).await;
+        let executed = executed.ok_or_else(|| impossible("the daemon is stopping".to_owned()))?;
         let contents = self.contents.of_container(&container).await;
         let contents = contents.ok_or_else(|| impossible("no image accounts for it".to_owned()))?;
         let contents = contents.map_err(|error| impossible(error.to_string()))?;
@@ -58,9 +60,16 @@ impl NodeView {
         let (told_in, told) = mpsc::channel(AHEAD_MAX);
         tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            place.compare(&container, &contents, &told_in);
+            place.compare(&container, &contents, executed, &told_in);
         });
         Ok(told)
+    }
+
+    async fn executed(&self, container: &Arc<Container>) -> Option<Executed> {
+        let (answer_in, answer) = oneshot::channel();
+        let query = Query::Executed(Arc::clone(container), answer_in);
+        self.queries.send(query).await.ok()?;
+        answer.await.ok()
     }
 
     async fn container_named(&self, wanted: &str) -> Result<Arc<Container>, VerifyError> {
@@ -169,6 +178,7 @@ impl Place {
         self,
         container: &Container,
         contents: &Contents,
+        executed: Executed,
         told: &mpsc::Sender<VerifyContainerResponse>,
     ) {
         let tell = |response| {
@@ -186,7 +196,9 @@ impl Place {
             image: Some(build::image_of(container, Some(contents.evidence().name()))),
             entries: contents.entries().count() as u64,
         };
-        if tell(Response::Begun(Box::new(begun))).is_break() {
+        if tell(Response::Begun(Box::new(begun))).is_break()
+            || tell(Response::Executed(executed)).is_break()
+        {
             return;
         }
         let walk = match Walk::new(self.root, self.owners) {

@@ -10,7 +10,7 @@ use super::redact::redact;
 use crate::{
     containers::{Container, ContainerKind, Identity, ImageId, processes::Origin},
     detect::{
-        FileFinding, FileVerdict, Finding, HashState, Kind, ProcessFinding, Severity,
+        FileFinding, Finding, HashState, Kind, ProcessFinding, Severity,
         connect::{ConnectionFinding, Sensitive},
     },
     digest::Hasher,
@@ -274,16 +274,7 @@ fn file_of(file: &FileFinding) -> v1::alert::File {
     v1::alert::File {
         path: file.path.clone(),
         path_truncated: file.path_truncated,
-        verdict: match file.verdict {
-            FileVerdict::Image => "image",
-            FileVerdict::MetadataChanged => "metadata_changed",
-            FileVerdict::Modified => "modified",
-            FileVerdict::Added => "added",
-            FileVerdict::Volume => "volume",
-            FileVerdict::Memory => "memory",
-            FileVerdict::Unverifiable => "unverifiable",
-        }
-        .to_owned(),
+        verdict: file.verdict.name().to_owned(),
         layer: file
             .layer
             .map(|digest| digest.to_string())

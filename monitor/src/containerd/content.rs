@@ -1,17 +1,23 @@
-//! The content store as a source of blobs.
+//! The content store as a source of blobs: the files where it keeps them, or its service where those
+//! cannot be opened. Sending a blob takes containerd and this program about as long as hashing it.
 
 use std::{
+    fs::File,
     future::Future,
+    io::{self, Read as _},
+    path::PathBuf,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use containerd_client::services::v1::{
-    ReadContentRequest, ReadContentResponse, content_client::ContentClient,
+    InfoRequest, PluginsRequest, ReadContentRequest, ReadContentResponse,
+    content_client::ContentClient, introspection_client::IntrospectionClient,
 };
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_stream::Stream;
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::{Client, ContainerdError, MESSAGE_BYTES_MAX, within};
 use crate::{
@@ -19,33 +25,81 @@ use crate::{
     image::blobs::{BlobError, BlobStream, Blobs},
 };
 
+/// Bytes of a file that are read at once, and ahead.
+const CHUNK_BYTES: usize = 1 << 20;
+
 impl Blobs for Client {
     fn open(&self, namespace: &str, digest: &Digest) -> BlobStream {
-        let request = ReadContentRequest {
-            digest: digest.to_string(),
-            ..ReadContentRequest::default()
-        };
-        let request = within(namespace, request);
-        let mut client =
-            ContentClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let opening = async move {
-            let request = request
-                .map_err(|error: ContainerdError| Status::invalid_argument(error.to_string()))?;
-            client.read(request).await
-        };
+        let (client, namespace) = (self.clone(), namespace.to_owned());
         Box::pin(Content {
             digest: *digest,
-            state: State::Opening(Box::pin(opening)),
+            state: State::Opening(Box::pin(open(client, namespace, *digest))),
         })
     }
 }
 
-type Opening =
-    Pin<Box<dyn Future<Output = Result<Response<Streaming<ReadContentResponse>>, Status>> + Send>>;
+async fn open(client: Client, namespace: String, digest: Digest) -> Result<State, Status> {
+    let refused = |error: ContainerdError| Status::invalid_argument(error.to_string());
+    let mut service =
+        ContentClient::new(client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let digest_text = digest.to_string();
+    if let Some(root) = client.content_root().await {
+        // The files are of all namespaces together.
+        let asked = InfoRequest {
+            digest: digest_text.clone(),
+        };
+        service
+            .info(within(&namespace, asked).map_err(refused)?)
+            .await?;
+        let path = root.join("blobs/sha256").join(digest.0.to_string());
+        match spawn_blocking(|| File::open(path)).await {
+            Ok(Ok(file)) => return Ok(State::File(read(file))),
+            Ok(Err(error)) => tracing::debug!(%digest, %error, "blob is asked of containerd"),
+            Err(_) => return Err(Status::cancelled("monitord is ending")),
+        }
+    }
+    let request = ReadContentRequest {
+        digest: digest_text,
+        ..ReadContentRequest::default()
+    };
+    let stream = service
+        .read(within(&namespace, request).map_err(refused)?)
+        .await?;
+    Ok(State::Service(Box::new(stream.into_inner())))
+}
+
+impl Client {
+    /// Where containerd keeps its blobs, if it says so.
+    async fn content_root(&self) -> Option<&PathBuf> {
+        let asked = self.content_root.get_or_try_init(|| async {
+            let mut service = IntrospectionClient::new(self.channel.clone());
+            let filters = vec!["type==io.containerd.content.v1".to_owned()];
+            let told = service.plugins(PluginsRequest { filters }).await?;
+            let mut plugins = told.into_inner().plugins.into_iter();
+            let root = plugins.find_map(|mut plugin| plugin.exports.remove("root"));
+            Ok::<_, Status>(root.map(PathBuf::from))
+        });
+        asked.await.ok()?.as_ref()
+    }
+}
+
+/// Reads what comes next while that before is being used.
+fn read(file: File) -> Reading {
+    spawn_blocking(move || {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        let limit = u64::try_from(CHUNK_BYTES).unwrap_or(u64::MAX);
+        (&file).take(limit).read_to_end(&mut chunk)?;
+        Ok((file, chunk.into()))
+    })
+}
+
+type Reading = JoinHandle<io::Result<(File, Bytes)>>;
+type Opening = Pin<Box<dyn Future<Output = Result<State, Status>> + Send>>;
 
 enum State {
     Opening(Opening),
-    Open(Box<Streaming<ReadContentResponse>>),
+    File(Reading),
+    Service(Box<Streaming<ReadContentResponse>>),
     Ended,
 }
 
@@ -71,17 +125,29 @@ impl Stream for Content {
         loop {
             let polled = match &mut self.state {
                 State::Opening(opening) => match ready!(opening.as_mut().poll(context)) {
-                    Ok(response) => {
-                        self.state = State::Open(Box::new(response.into_inner()));
+                    Ok(opened) => {
+                        self.state = opened;
                         continue;
                     }
                     Err(status) => Some(Err(status)),
                 },
-                State::Open(stream) => ready!(Pin::new(&mut **stream).poll_next(context)),
+                State::File(reading) => match ready!(Pin::new(reading).poll(context)) {
+                    Ok(Ok((_, chunk))) if chunk.is_empty() => None,
+                    Ok(Ok((file, chunk))) => {
+                        self.state = State::File(read(file));
+                        Some(Ok(chunk))
+                    }
+                    Ok(Err(error)) => Some(Err(Status::unavailable(error.to_string()))),
+                    Err(_) => Some(Err(Status::cancelled("monitord is ending"))),
+                },
+                State::Service(stream) => {
+                    let message = ready!(Pin::new(&mut **stream).poll_next(context));
+                    message.map(|message| message.map(|message| Bytes::from(message.data)))
+                }
                 State::Ended => None,
             };
             return Poll::Ready(match polled {
-                Some(Ok(message)) => Some(Ok(Bytes::from(message.data))),
+                Some(Ok(chunk)) => Some(Ok(chunk)),
                 Some(Err(status)) => {
                     self.state = State::Ended;
                     Some(Err(self.failure(&status)))

@@ -13,6 +13,7 @@ use std::{
     io,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,7 +27,7 @@ use containerd_client::services::v1::{
     tasks_client::TasksClient,
     version_client::VersionClient,
 };
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{net::UnixStream, sync::OnceCell, time::timeout};
 use tonic::{
     Code, Request, Status, Streaming,
     metadata::AsciiMetadataValue,
@@ -126,6 +127,8 @@ impl ContainerdError {
 pub struct Client {
     channel: Channel,
     address: PathBuf,
+    // Asked for once.
+    content_root: Arc<OnceCell<Option<PathBuf>>>,
 }
 
 impl Client {
@@ -178,6 +181,7 @@ impl Client {
         Self {
             channel,
             address: address.to_owned(),
+            content_root: Arc::default(),
         }
     }
 

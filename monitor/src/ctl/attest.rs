@@ -1,19 +1,19 @@
-//! `monitorctl container attest`: what a container is, and what it differs in from its image, as an
-//! in-toto statement in a signed DSSE envelope.
+//! `monitorctl container attest`: what a container is, what it differs in from its image, and what
+//! ran in it, as an in-toto statement in a signed DSSE envelope.
 
 use std::{fs, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use monitor_api::{
-    json,
-    v1::verify_container_response::{Begun, Verified},
-};
+use monitor_api::json;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
-use super::{Client, Failure, Output, status_of, verify};
+use super::{
+    Client, Failure, Output, status_of,
+    verify::{self, Compared},
+};
 use crate::digest::Sha256;
 
 /// Differences that a statement names; of more it tells how many are left out.
@@ -34,7 +34,7 @@ pub(super) async fn run(
     let node = status_of(client).await?.node;
     let mut differences = Vec::new();
     let mut left_out: u64 = 0;
-    let (begun, verified) = verify::compare(client, container, |difference| {
+    let compared = verify::compare(client, container, |difference| {
         if differences.len() < DIFFERENCES_MAX {
             differences.push(json::difference(difference));
         } else {
@@ -46,8 +46,7 @@ pub(super) async fn run(
     let outcome = Outcome {
         node,
         time: Timestamp::now(),
-        begun,
-        verified,
+        compared,
         differences,
         left_out,
     };
@@ -59,15 +58,19 @@ pub(super) async fn run(
 struct Outcome {
     node: String,
     time: Timestamp,
-    begun: Box<Begun>,
-    verified: Verified,
+    compared: Compared,
     differences: Vec<Value>,
     left_out: u64,
 }
 
 impl Outcome {
     fn statement(self) -> Result<Value, Failure> {
-        let image = self.begun.image.clone().unwrap_or_default();
+        let Compared {
+            begun,
+            executed,
+            verified,
+        } = self.compared;
+        let image = begun.image.clone().unwrap_or_default();
         let digest = image.manifest_digest.strip_prefix("sha256:");
         let digest = digest.ok_or_else(|| {
             Failure::Refused(format!(
@@ -87,9 +90,10 @@ impl Outcome {
             "predicate": {
                 "node": self.node,
                 "time": self.time.to_string(),
-                "comparison": json::verified(&self.begun, &self.verified).get("verified"),
+                "comparison": json::verified(&begun, &verified).get("verified"),
                 "differences": self.differences,
                 "differences_left_out": self.left_out,
+                "executed": json::executed(&executed),
             },
         }))
     }

@@ -6,7 +6,7 @@ use monitor_api::{
     json,
     v1::{
         Difference, VerifyContainerRequest, VerifyImageRequest,
-        verify_container_response::{Begun, Progress, Response, Verified},
+        verify_container_response::{Begun, Executed, Progress, Response, Verified},
     },
 };
 
@@ -21,7 +21,9 @@ pub(super) async fn container(
     container: String,
     output: &mut Output<'_>,
 ) -> Result<(), Failure> {
-    let (begun, verified) = compare(client, container, |difference| {
+    let Compared {
+        begun, verified, ..
+    } = compare(client, container, |difference| {
         if output.is_json() {
             Ok(output.json(&json::difference(difference))?)
         } else {
@@ -32,20 +34,29 @@ pub(super) async fn container(
     conclude(&begun, &verified, output)
 }
 
+/// What came of a comparison beside the differences.
+pub(super) struct Compared {
+    pub(super) begun: Box<Begun>,
+    pub(super) executed: Executed,
+    pub(super) verified: Verified,
+}
+
 /// Has a container compared with its image, and tells how far that is. Gives the differences as
 /// they come.
 pub(super) async fn compare(
     client: &mut Client,
     container: String,
     mut differs: impl FnMut(&Difference) -> Result<(), Failure>,
-) -> Result<(Box<Begun>, Verified), Failure> {
+) -> Result<Compared, Failure> {
     let request = VerifyContainerRequest { container };
     let mut stream = client.verify_container(request).await?.into_inner();
     let mut bar = Bar::new();
     let mut begun: Box<Begun> = Box::default();
+    let mut executed = Executed::default();
     while let Some(message) = stream.message().await? {
         match message.response {
             Some(Response::Begun(first)) => begun = first,
+            Some(Response::Executed(told)) => executed = told,
             Some(Response::Difference(difference)) => {
                 bar.clear();
                 differs(&difference)?;
@@ -53,7 +64,11 @@ pub(super) async fn compare(
             Some(Response::Progress(progress)) => bar.show(progress, begun.entries),
             Some(Response::Verified(verified)) => {
                 bar.clear();
-                return Ok((begun, verified));
+                return Ok(Compared {
+                    begun,
+                    executed,
+                    verified,
+                });
             }
             // Of a newer daemon.
             None => {}

@@ -114,6 +114,21 @@ pub enum FileVerdict {
     Unverifiable,
 }
 
+impl FileVerdict {
+    /// Its name in alerts and in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::MetadataChanged => "metadata_changed",
+            Self::Modified => "modified",
+            Self::Added => "added",
+            Self::Volume => "volume",
+            Self::Memory => "memory",
+            Self::Unverifiable => "unverifiable",
+        }
+    }
+}
+
 /// Whether the bytes were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HashState {

@@ -1,16 +1,17 @@
 //! What an image holds, path by path, read from layer blobs whose digests were checked, or where
 //! those are gone from the directories that they were unpacked into ([`lower`]).
 //!
-//! [`manifest`] reads the documents that name the layers, [`tar`], [`sparse`] and [`unpack`] turn
-//! the stream of a blob into a [`layer::Layer`], [`codec`] and [`disk`] keep it, [`contents`] answers for a
-//! stack of layers, and [`store`] brings them together, with
-//! [`saving`] for what stays on disk.
+//! [`manifest`] reads the documents that name the layers and [`documents`] remembers what they say;
+//! [`tar`], [`sparse`] and [`unpack`] turn the stream of a blob into a [`layer::Layer`], [`codec`] and
+//! [`disk`] keep it, [`contents`] answers for a stack of layers, and [`store`] brings them together,
+//! with [`saving`] for what stays on disk.
 
 pub mod blobs;
 pub mod capability;
 mod codec;
 pub mod contents;
 mod disk;
+mod documents;
 pub mod error;
 mod hashing;
 pub mod layer;

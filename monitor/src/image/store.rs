@@ -12,12 +12,13 @@ use lru::LruCache;
 use tokio::{runtime::Handle, sync::Semaphore, task};
 
 use super::{
-    blobs::{BlobReader, Blobs, read_document},
+    blobs::{BlobReader, Blobs},
     contents::Contents,
     disk::LayerFiles,
+    documents::Stacks,
     error::{Cause, ContentsError, StoreError},
     layer::Layer,
-    manifest::{self, Document, Manifest},
+    manifest::{self, Manifest},
     saving::Unsaved,
     unpack::{LayerError, read_layer},
     unpacked::{Layers, Snapshot},
@@ -94,7 +95,7 @@ pub struct ImageStore {
 type Key = (String, ImageId);
 
 pub(super) struct Inner {
-    blobs: Arc<dyn Blobs>,
+    pub(super) blobs: Arc<dyn Blobs>,
     pub(super) files: LayerFiles,
     pub(super) loads: Arc<Semaphore>,
     builds: Arc<Semaphore>,
@@ -108,6 +109,7 @@ pub(super) struct State {
     pub(super) layers: HashMap<Digest, Weak<Layer>>,
     // By the directory that holds it and its diff ID, likewise.
     pub(super) lower_layers: HashMap<(PathBuf, Digest), Weak<Layer>>,
+    pub(super) stacks: Stacks,
     pub(super) unpacked: LruCache<(Layers, Snapshot), Arc<Contents>>,
     pub(super) unsaved: Unsaved,
     failures: LruCache<Key, Failure>,
@@ -139,6 +141,7 @@ impl ImageStore {
                     image_bytes: 0,
                     layers: HashMap::new(),
                     lower_layers: HashMap::new(),
+                    stacks: Stacks::new(),
                     unpacked: LruCache::new(UNPACKED_MAX),
                     unsaved: Unsaved::default(),
                     failures: LruCache::new(FAILURES_MAX),
@@ -302,52 +305,12 @@ impl Inner {
         namespace: &str,
         image: &ImageId,
     ) -> Result<Arc<Contents>, Cause> {
-        let manifest = self.manifest(namespace, image).await?;
-        let config = self.config(namespace, image).await?;
-        if manifest.layers.len() != config.diff_ids.len() {
-            let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
-            return Err(Cause::LayerCount { layers, diff_ids });
-        }
-        let mut layers = Vec::with_capacity(config.diff_ids.len());
-        for (descriptor, diff_id) in manifest.layers.iter().zip(&config.diff_ids) {
-            layers.push(self.layer(namespace, &descriptor.digest, diff_id).await?);
+        let stack = self.stack(namespace, image).await?;
+        let mut layers = Vec::with_capacity(stack.layers.len());
+        for (blob, diff_id) in &stack.layers {
+            layers.push(self.layer(namespace, blob, diff_id).await?);
         }
         Ok(Arc::new(Contents::new(image.clone(), layers)))
-    }
-
-    async fn manifest(&self, namespace: &str, image: &ImageId) -> Result<Manifest, Cause> {
-        let digest = image.manifest;
-        let bytes = self.document(namespace, "manifest", &digest).await?;
-        let document = manifest::parse(&bytes);
-        let what = "manifest";
-        match document.map_err(|error| Cause::Malformed {
-            what,
-            digest,
-            error,
-        })? {
-            Document::Index(_) => Err(Cause::Index),
-            Document::Manifest(manifest) if manifest.config.digest != image.config => {
-                Err(Cause::Config {
-                    expected: image.config,
-                    seen: manifest.config.digest,
-                })
-            }
-            Document::Manifest(manifest) => Ok(manifest),
-        }
-    }
-
-    pub(super) async fn document(
-        &self,
-        namespace: &str,
-        what: &'static str,
-        digest: &Digest,
-    ) -> Result<Vec<u8>, Cause> {
-        let document = read_document(&*self.blobs, namespace, digest).await;
-        document.map_err(|error| Cause::Document {
-            what,
-            digest: *digest,
-            error,
-        })
     }
 
     /// A layer from memory, else from disk, else from its blob.
@@ -484,6 +447,7 @@ impl State {
     }
 
     pub(super) fn forget(&mut self, manifests: &[Digest]) {
+        self.stacks.forget(manifests);
         let held = self.images.iter().map(|(image, _)| image);
         let gone: Vec<ImageId> = held
             .filter(|image| manifests.contains(&image.manifest))

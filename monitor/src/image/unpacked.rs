@@ -11,7 +11,6 @@ use super::{
     error::{Cause, ContentsError},
     layer::Layer,
     lower::{self, LowerError},
-    manifest,
     store::{ImageStore, Inner, without_index},
 };
 use crate::{
@@ -98,8 +97,8 @@ impl Inner {
     ) -> Result<Arc<Contents>, Cause> {
         let (diff_ids, is_remapped) = match of {
             Layers::Image(image) => {
-                let config = self.config(&snapshot.namespace, image).await?;
-                (Some(config.diff_ids), false)
+                let diff_ids = self.diff_ids(&snapshot.namespace, image).await?;
+                (Some(diff_ids), false)
             }
             Layers::Unread(layers) => (None, layers.is_remapped),
         };
@@ -132,28 +131,6 @@ impl Inner {
             Layers::Unread(_) => None,
         };
         Ok(Arc::new(Contents::unpacked(image, layers, directories)))
-    }
-
-    /// The config, whose layers are those of the image's chain ID.
-    pub(super) async fn config(
-        &self,
-        namespace: &str,
-        image: &ImageId,
-    ) -> Result<manifest::Config, Cause> {
-        let config = self.document(namespace, "config", &image.config).await?;
-        let config = manifest::parse_config(&config).map_err(|error| Cause::Malformed {
-            what: "config",
-            digest: image.config,
-            error,
-        })?;
-        let seen = manifest::chain_id(&config.diff_ids);
-        if seen != Some(image.chain_id) {
-            return Err(Cause::ChainId {
-                expected: image.chain_id,
-                seen,
-            });
-        }
-        Ok(config)
     }
 
     async fn lower_layer(

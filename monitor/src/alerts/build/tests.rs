@@ -12,6 +12,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     containers::Pod,
+    detect::FileVerdict,
     digest::{Digest, Sha256 as Hash},
     sensor::event::Process,
 };

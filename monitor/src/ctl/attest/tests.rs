@@ -6,7 +6,10 @@
 
 use std::io::Write as _;
 
-use monitor_api::v1::alert;
+use monitor_api::v1::{
+    alert,
+    verify_container_response::{Begun, Executable, Executed, Verified},
+};
 use ring::signature::{ED25519, UnparsedPublicKey};
 
 use super::*;
@@ -29,19 +32,31 @@ fn outcome(manifest: &str) -> Outcome {
     Outcome {
         node: "node-7".to_owned(),
         time: "2026-11-22T03:20:14Z".parse().unwrap(),
-        begun: Box::new(Begun {
-            image: Some(alert::Image {
-                reference: "docker.io/library/web:1".to_owned(),
-                identity: "proven".to_owned(),
-                evidence: "verified".to_owned(),
-                manifest_digest: manifest.to_owned(),
-                ..alert::Image::default()
+        compared: Compared {
+            begun: Box::new(Begun {
+                image: Some(alert::Image {
+                    reference: "docker.io/library/web:1".to_owned(),
+                    identity: "proven".to_owned(),
+                    evidence: "verified".to_owned(),
+                    manifest_digest: manifest.to_owned(),
+                    ..alert::Image::default()
+                }),
+                ..Begun::default()
             }),
-            ..Begun::default()
-        }),
-        verified: Verified {
-            paths: 3,
-            ..Verified::default()
+            executed: Executed {
+                executables: vec![Executable {
+                    path: b"/bin/web".to_vec(),
+                    sha256: "ab".repeat(32),
+                    verdict: "image".to_owned(),
+                    count: 2,
+                }],
+                left_out: 1,
+                since: None,
+            },
+            verified: Verified {
+                paths: 3,
+                ..Verified::default()
+            },
         },
         differences: vec![json!({"path": "/tmp/x", "verdict": "added"})],
         left_out: 0,
@@ -80,6 +95,10 @@ fn an_envelope_is_what_its_key_signed() {
     assert_eq!(predicate["comparison"]["image"]["evidence"], "verified");
     assert_eq!(predicate["comparison"]["paths"], 3);
     assert_eq!(predicate["differences"][0]["path"], "/tmp/x");
+    let executed = &predicate["executed"];
+    assert_eq!(executed["executables"][0]["path"], "/bin/web");
+    assert_eq!(executed["executables"][0]["verdict"], "image");
+    assert_eq!(executed["left_out"], 1);
 }
 
 #[test]

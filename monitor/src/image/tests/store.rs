@@ -342,3 +342,30 @@ async fn what_is_forgotten_is_on_disk_no_more_and_read_again() {
         [1, 2]
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_read_is_told_from_disk_after_the_image_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = Arc::new(MemoryBlobs::default());
+    let build = image;
+    let image = build(&blobs, "a", &[tar_of("base"), tar_of("one")]);
+    let store = open(directory.path(), &blobs);
+    store.contents("default", &image.id).await.unwrap();
+    let documents = [image.id.manifest, image.id.config];
+    for digest in documents.iter().chain(&image.layers) {
+        blobs.put(*digest, Err(BlobError::NotFound(*digest)));
+    }
+    // As many others as are kept in memory.
+    for number in 0..64 {
+        let other = build(&blobs, &number.to_string(), &[tar_of("base")]);
+        store.contents("default", &other.id).await.unwrap();
+    }
+    assert!(store.peek("default", &image.id).is_none());
+    let contents = store.contents("default", &image.id).await.unwrap();
+    assert!(contents.lookup(b"/one").is_some());
+    assert_eq!(store.stats().built, 2);
+
+    // Until no container needs it.
+    store.forget(&[image.id.manifest], &[]);
+    store.contents("default", &image.id).await.unwrap_err();
+}

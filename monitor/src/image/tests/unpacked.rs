@@ -159,3 +159,32 @@ async fn unpacked_layers_are_read_when_they_are_used() {
         "{said}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_removed_while_it_is_read_goes_on_as_unpacked() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = Arc::new(MemoryBlobs::default());
+    let tar = |name: &str| Tar::default().file(name, "x").end();
+    let image = image(&blobs, "a", &[tar("one"), tar("two")]);
+    let remove = |digest: Digest| blobs.put(digest, Err(BlobError::NotFound(digest)));
+    remove(*image.layers.last().unwrap());
+    let store = open(&directory.path().join("state"), &blobs);
+    store.contents("default", &image.id).await.unwrap_err();
+    // The rest goes while the container runs.
+    let documents = [image.id.manifest, image.id.config];
+    documents
+        .into_iter()
+        .chain(image.layers.clone())
+        .for_each(remove);
+
+    let given = unpack(directory.path());
+    let layers = Layers::Image(image.id.clone());
+    let contents = store
+        .unpacked(&layers, &snapshot("a"), async { Ok(given) })
+        .await
+        .unwrap();
+    assert_eq!(contents.evidence(), Evidence::Unpacked);
+    let found = contents.lookup(b"/bin/sh").unwrap();
+    let layer = contents.layer_of(&found);
+    assert_eq!(layer, Some(digest_of(&tar("two"))));
+}
