@@ -19,6 +19,7 @@ mod reader;
 mod ring;
 pub mod root;
 mod running;
+mod security;
 mod unsettled;
 
 use std::{

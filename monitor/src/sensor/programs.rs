@@ -23,6 +23,7 @@ use super::{
     hooks::{self, Choice, HookSet, Place, Program, Refusal},
     offsets::Offsets,
     pins::{Folder, HASH_DIGITS, PinsError},
+    security,
 };
 use crate::digest::Hasher;
 
@@ -87,6 +88,7 @@ impl Programs {
 
     /// Attaches, for each kind of event, the best of the `allowed` sets that the kernel accepts.
     pub(super) fn attach(&mut self, allowed: &[HookSet]) -> Vec<Choice> {
+        let runs_programs = security::runs_programs();
         let choose = |kind| {
             let mut choice = Choice {
                 kind,
@@ -98,7 +100,11 @@ impl Programs {
                 if !allowed.contains(&way.set) && hooks::ways(kind).len() > 1 {
                     continue;
                 }
-                match self.attach_all(kind, way.programs) {
+                let runs = match way.set {
+                    HookSet::Lsm => runs_programs.clone(),
+                    HookSet::Fentry | HookSet::Tracepoint => Ok(()),
+                };
+                match runs.and_then(|()| self.attach_all(kind, way.programs)) {
                     Ok(()) => {
                         choice.set = Some(way.set);
                         choice.refused_addition = self.attach_additions(kind, way.set).err();

@@ -123,7 +123,25 @@ fn tell(what: &str, outcome: Result<ExitStatus>) {
     }
 }
 
+/// The techniques are carried out on this kernel as on one whose security module for eBPF is not
+/// active, so that the functions of the framework are entered instead.
+const WITHOUT_MODULE: &str = "6.1.";
+
+fn hide_module() -> Result<()> {
+    let at = Path::new("/sys/kernel/security");
+    mount_filesystem("tmpfs", at, "")?;
+    fs::write(at.join("lsm"), "lockdown,capability").context("writing the list of modules")
+}
+
 fn evasions() -> Result<ExitStatus> {
+    let kernel = nix::sys::utsname::uname().context("asking for the kernel's release")?;
+    if kernel
+        .release()
+        .to_string_lossy()
+        .starts_with(WITHOUT_MODULE)
+    {
+        hide_module()?;
+    }
     Command::new(EVASIONS)
         .arg("run")
         .envs(ENVIRONMENT)

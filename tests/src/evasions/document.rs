@@ -22,6 +22,9 @@ kernel by which hook. Written by
 
 \"nothing, watched by\" means that the container raised what it must for another program right
 after: what was quiet before was judged, not missed.
+
+The kernels stand for the three sets of hooks: 6.18 lets no program in by a trampoline, so there are
+tracepoints alone; 6.12 has the security module for eBPF active; 6.1 is told not to.
 ";
 
 /// What the columns of kernels follow.
