@@ -452,23 +452,23 @@ impl Wanted {
     async fn encode(&mut self, next: Next) -> Result<Vec<Bytes>, Status> {
         let mut next = Some(next);
         let mut piece = Vec::new();
-        for _ in 0..SCANNED_AT_ONCE {
-            match next.take() {
-                None => break,
-                Some(Next::Alert(alert)) => {
+        let mut scanned = 0;
+        while let Some(taken) = next {
+            match taken {
+                Next::Alert(alert) => {
                     if self.takes(&alert)? {
                         frame_alert(alert, &mut piece);
                     }
                 }
-                Some(Next::Expired { from, before }) => {
+                Next::Expired { from, before } => {
                     let response = Some(Response::Expired(Expired { from, before }));
                     frame(&AlertsResponse { response }, &mut piece);
                 }
-                Some(Next::Gap {
+                Next::Gap {
                     from,
                     before,
                     reason,
-                }) => {
+                } => {
                     let reason = reason.name().to_owned();
                     let response = Some(Response::Gap(Gap {
                         from,
@@ -478,7 +478,12 @@ impl Wanted {
                     frame(&AlertsResponse { response }, &mut piece);
                 }
             }
-            if piece.len() >= CHUNK_BYTES_MAX || self.credits == Some(0) {
+            scanned += 1;
+            // Before another is taken, which would be lost.
+            if scanned == SCANNED_AT_ONCE
+                || piece.len() >= CHUNK_BYTES_MAX
+                || self.credits == Some(0)
+            {
                 break;
             }
             next = self.source.reader.try_next().await;

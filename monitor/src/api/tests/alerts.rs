@@ -112,6 +112,21 @@ async fn a_filter_chooses_and_the_heartbeat_says_how_far_it_looked() {
     assert_eq!((heartbeat.position, heartbeat.filter_failed), (5, 0));
 }
 
+/// Many of them fit into what is sent at once.
+#[tokio::test]
+async fn none_of_many_short_alerts_is_passed_over() {
+    const ALERTS: u64 = 500;
+    let fixture = Fixture::new();
+    for _ in 0..ALERTS {
+        fixture.log.append(Alert::default());
+    }
+    let (_send, mut stream) = fixture.alerts(Position::After(0)).await;
+    expect(&mut stream, &["=500"]).await;
+    for cursor in 1..=ALERTS {
+        expect(&mut stream, &[&cursor.to_string()]).await;
+    }
+}
+
 #[tokio::test]
 async fn each_stream_gets_what_it_wants_of_what_they_share() {
     const ALERTS: u64 = 300;
