@@ -166,15 +166,12 @@ impl Coverage {
 
     /// Whether the event is one of the daemon's check of itself, which is noted and no more.
     pub(super) fn is_own(&mut self, event: &Event) -> bool {
-        let (kind, used) = match event {
-            Event::Exec(exec) => ("exec", &exec.used),
-            Event::Code(code) => ("code", &code.used),
-            Event::Open(open) => ("open", &open.used),
-            Event::Connect(connect) => ("connect", &connect.used),
-            Event::Source(_) | Event::Fork(_) | Event::Exit(_) | Event::Answer(_) => return false,
+        let Some(used) = event.used() else {
+            return false;
         };
         let is_own = (self.probe.as_ref()).is_ok_and(|probe| probe.cgroup_id == used.cgroup.id);
         if is_own {
+            let kind = hooks::kind_name(event.kind());
             self.self_check.seen(kind, clock::boot_ns());
         }
         is_own

@@ -110,12 +110,8 @@ impl Aggregator {
         }
     }
 
-    /// What is to be given on for `alert`, which was just raised of what came by no record.
-    pub fn take(&mut self, alert: Alert, now_ns: u64) -> Vec<Alert> {
-        self.take_of(&Receipt::default(), alert, now_ns)
-    }
-
-    /// The same for a record. One that is only counted is owed until a revision tells of it.
+    /// What is to be given on for `alert`, which was just raised of a record, or of what came by none.
+    /// A record that is only counted is owed until a revision tells of it.
     pub fn take_of(&mut self, receipt: &Receipt, alert: Alert, now_ns: u64) -> Vec<Alert> {
         let key = key(&alert);
         let interval = self.interval(&key.place);

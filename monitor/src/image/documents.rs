@@ -36,15 +36,18 @@ impl Stacks {
     }
 
     pub(super) fn forget(&mut self, manifests: &[Digest]) {
-        let held = self.0.iter().map(|(image, _)| image);
-        let gone: Vec<ImageId> = held
-            .filter(|image| manifests.contains(&image.manifest))
-            .cloned()
-            .collect();
-        for image in gone {
-            self.0.pop(&image);
-        }
+        remove(&mut self.0, manifests);
     }
+}
+
+/// Takes out what is held of images with these manifests.
+pub(super) fn remove<V>(cache: &mut LruCache<ImageId, V>, manifests: &[Digest]) -> Vec<V> {
+    let held = cache.iter().map(|(image, _)| image);
+    let gone: Vec<ImageId> = held
+        .filter(|image| manifests.contains(&image.manifest))
+        .cloned()
+        .collect();
+    gone.iter().filter_map(|image| cache.pop(image)).collect()
 }
 
 impl Inner {

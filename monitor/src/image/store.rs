@@ -15,7 +15,7 @@ use super::{
     blobs::{BlobReader, Blobs},
     contents::Contents,
     disk::LayerFiles,
-    documents::Stacks,
+    documents::{self, Stacks},
     error::{Cause, ContentsError, StoreError},
     layer::Layer,
     manifest::{self, Manifest},
@@ -448,15 +448,8 @@ impl State {
 
     pub(super) fn forget(&mut self, manifests: &[Digest]) {
         self.stacks.forget(manifests);
-        let held = self.images.iter().map(|(image, _)| image);
-        let gone: Vec<ImageId> = held
-            .filter(|image| manifests.contains(&image.manifest))
-            .cloned()
-            .collect();
-        for image in gone {
-            if let Some(contents) = self.images.pop(&image) {
-                self.image_bytes = self.image_bytes.saturating_sub(bytes_of(&contents));
-            }
+        for contents in documents::remove(&mut self.images, manifests) {
+            self.image_bytes = self.image_bytes.saturating_sub(bytes_of(&contents));
         }
     }
 

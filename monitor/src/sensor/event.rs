@@ -295,7 +295,7 @@ impl Event {
     }
 
     /// Which kind of hook saw it.
-    pub(super) fn kind(&self) -> Hook {
+    pub fn kind(&self) -> Hook {
         match self {
             Self::Exec(_) => Hook::Exec,
             Self::Code(_) => Hook::Code,

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{CString, OsStr},
+    io,
     os::{
         fd::{FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -81,7 +82,14 @@ fn clone_mount(path: &Path) -> Option<OwnedFd> {
     // SAFETY: the path ends with a NUL and lives on; the call keeps no pointer.
     let opened =
         unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), FLAGS) };
-    let descriptor = i32::try_from(opened).ok().filter(|opened| *opened >= 0)?;
-    // SAFETY: the kernel has just given this descriptor to nobody else.
-    Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    descriptor(opened).ok()
+}
+
+/// The descriptor that a system call has just given, or its error.
+pub(super) fn descriptor(given: libc::c_long) -> io::Result<OwnedFd> {
+    match i32::try_from(given) {
+        // SAFETY: the kernel has just given it to nobody else.
+        Ok(number) if number >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

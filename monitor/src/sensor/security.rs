@@ -5,7 +5,7 @@ use std::{
     ffi::CStr,
     fs::{self, File},
     io::{self, Read as _},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
     ptr,
 };
 
@@ -13,6 +13,8 @@ use nix::{
     fcntl::{OFlag, openat},
     sys::stat::Mode,
 };
+
+use super::root::descriptor;
 
 /// Where the list is, if securityfs is mounted where it should be.
 const LIST: &str = "/sys/kernel/security/lsm";
@@ -93,15 +95,6 @@ fn mount() -> io::Result<OwnedFd> {
     }
     // SAFETY: numbers only.
     descriptor(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, 0) })
-}
-
-/// The descriptor that a system call has given.
-fn descriptor(given: libc::c_long) -> io::Result<OwnedFd> {
-    match i32::try_from(given) {
-        // SAFETY: the kernel has just given it to nobody else.
-        Ok(number) if number >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,13 @@ fn an_alert(container: &str, path: &str, at: i64) -> Alert {
     }
 }
 
+impl Aggregator {
+    /// Of what came by no record.
+    fn take(&mut self, alert: Alert, now_ns: u64) -> Vec<Alert> {
+        self.take_of(&Receipt::default(), alert, now_ns)
+    }
+}
+
 fn empty() -> Aggregator {
     Aggregator::resume(&[], 0)
 }
