@@ -186,7 +186,8 @@ impl Owner {
             }
             // It may have left its container's cgroup and mount namespace.
             Place::Host
-                if let Some(container) = self.state.processes.container_of(&used.process) =>
+                if let Some(container) =
+                    (self.state.processes).container_of(&used.process, &pending.known) =>
             {
                 self.read(pending, container);
             }
@@ -236,7 +237,8 @@ impl Owner {
             What::Connect(_) => used.process.root_device,
             _ => used.file.facts.device,
         };
-        let other = self.inventory.of_namespace(used.process.mount_namespace)?;
+        let namespace = used.process.mount_namespace;
+        let other = (self.inventory).of_namespace(namespace, used.time_boot_ns)?;
         let root_device = other.task.as_ref().and_then(|task| task.root_device);
         let is_other = creation(other) != creation(container)
             && other.identity != Identity::Pending

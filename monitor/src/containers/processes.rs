@@ -95,6 +95,7 @@ pub struct Known {
     /// Executables of its ancestors, nearest first.
     pub ancestors: Vec<Vec<u8>>,
     entered: Option<ProcessId>,
+    container: Option<Arc<Container>>,
 }
 
 impl Known {
@@ -191,11 +192,16 @@ impl Processes {
         }
     }
 
-    /// The container in which a process or one of its ancestors executed something before.
-    pub fn container_of(&self, process: &Process) -> Option<Arc<Container>> {
-        let mut entry = self
-            .running(process.id())
-            .or_else(|| self.parent_by_pid(process));
+    /// The container in which a process, when this was `known` of it, or one of its ancestors had
+    /// executed something. It may have ended since, and its line with it.
+    pub fn container_of(&self, process: &Process, known: &Known) -> Option<Arc<Container>> {
+        known.container.clone().or_else(|| {
+            let id = process.id();
+            self.container_in_line(self.find(id).or_else(|| self.parent_by_pid(process)))
+        })
+    }
+
+    fn container_in_line<'a>(&'a self, mut entry: Option<&'a Entry>) -> Option<Arc<Container>> {
         for _ in 0..ANCESTORS_MAX {
             if let Some(container) = &entry?.container {
                 return Some(Arc::clone(container));
@@ -251,6 +257,7 @@ impl Processes {
             program: entry.program.clone(),
             ancestors,
             entered: entry.entered,
+            container: self.container_in_line(Some(entry)),
         }
     }
 

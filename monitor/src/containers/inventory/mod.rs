@@ -240,10 +240,9 @@ impl Inventory {
             .or_else(|| self.graveyard.container(serial))
     }
 
-    /// The running container whose mount namespace this is.
-    pub fn of_namespace(&self, mount_namespace: u32) -> Option<&Arc<Container>> {
-        let serial = self.mount_namespaces.get(&mount_namespace)?;
-        self.container(*serial)
+    /// The container whose mount namespace this was at `time_boot_ns`.
+    pub fn of_namespace(&self, mount_namespace: u32, time_boot_ns: u64) -> Option<&Arc<Container>> {
+        self.container(self.in_namespace(mount_namespace, time_boot_ns)?)
     }
 
     /// The container of a task of which no more is known than its cgroup's id and its mount

@@ -206,6 +206,8 @@ fn a_mount_namespace_places_what_its_cgroup_does_not() {
     // The number is given away again.
     bench.place(1, "/s", 70, NOW + 100, "web 1 by MountNamespace");
     bench.place(1, "/s", 70, NOW + 101, "host");
+    assert!(bench.0.of_namespace(70, NOW + 100).is_some());
+    assert!(bench.0.of_namespace(70, NOW + 101).is_none());
     // A container in the host's mount namespace claims nothing by it.
     bench.check(task_created("web", 8, HOST_NAMESPACE), "started web 8");
     bench.place(1, "/s", HOST_NAMESPACE, NOW, "host");

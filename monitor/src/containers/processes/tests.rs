@@ -102,7 +102,7 @@ fn forks_link_what_executes_nothing_and_ends_leave_ancestors() {
     let known = processes.acted(&orphan.used.process, HOST);
     let program = known.program.as_ref().map(|program| program.name());
     assert_eq!(program, Some(&b"sh"[..]));
-    assert!(processes.container_of(&orphan.used.process).is_some());
+    assert!(known.container.is_some());
     let known = processes.executed(&orphan, HOST);
     assert_eq!(known.ancestors, texts(&["/bin/sh", "/bin/sh", "/init"]));
     assert_eq!(known.origin(&orphan.used.process, &container), Origin::Init);
@@ -121,6 +121,36 @@ fn forks_link_what_executes_nothing_and_ends_leave_ancestors() {
     let known = processes.acted(&fresh.used.process, HOST);
     let program = known.program.as_ref().map(|program| program.name());
     assert_eq!(program, Some(&b"fresh"[..]));
+}
+
+#[test]
+fn whose_a_process_was_is_known_after_its_end() {
+    let host = exec(12, 121, 11, OWN, "/x").used.process;
+    let check = |placed_before: bool| {
+        let mut processes = Processes::default();
+        let container = container(10);
+        let own = exec(11, 111, 10, OWN, "/bin/sh");
+        processes.executed(&own, HOST);
+        let mut place = |processes: &mut Processes, now: bool| {
+            if now {
+                processes.placed(&own.used.process, &container);
+            }
+        };
+        place(&mut processes, placed_before);
+        processes.forked(Fork {
+            parent: id(11, 111),
+            child: id(12, 121),
+        });
+        let known = processes.executed(&exec(12, 121, 11, OWN, "/x"), HOST);
+        // Its parent is found to be the container's only now.
+        place(&mut processes, !placed_before);
+        for ended in [id(12, 121), id(11, 111)] {
+            processes.exited(Exit { process: ended });
+        }
+        assert!(processes.container_of(&host, &known).is_some());
+    };
+    check(true);
+    check(false);
 }
 
 #[test]
