@@ -16,6 +16,7 @@ use tests::{
     alerts::text,
     image::{self, Config, Image},
     layer::{Layer, sha256},
+    poll::{PATIENCE, until},
     require,
     world::{World, shared},
 };
@@ -23,8 +24,20 @@ use tests::{
 /// What is at each path: type, mode, owner, and the hash of a file or the target of a symlink.
 type Tree = BTreeMap<String, String>;
 
+/// What a walk of the mounted snapshot finds.
+#[derive(Default)]
+struct Walked {
+    tree: Tree,
+    bytes: u64,
+    /// Paths of files that have others.
+    links: usize,
+}
+
 fn said(world: &World, reference: &str) -> Result<Tree> {
-    let entries = world.daemon.monitorctl(["image", "contents", reference])?;
+    // A client waits 10 s, and the daemon reads on.
+    let entries = until("the image to be read", PATIENCE, || {
+        world.daemon.monitorctl(["image", "contents", reference])
+    })?;
     entries
         .iter()
         .map(|entry| {
@@ -46,8 +59,8 @@ fn said(world: &World, reference: &str) -> Result<Tree> {
         .collect()
 }
 
-fn walked(root: &Path) -> Result<Tree> {
-    let mut tree = Tree::new();
+fn walked(root: &Path) -> Result<Walked> {
+    let mut walked = Walked::default();
     let mut left = vec![root.to_owned()];
     while let Some(directory) = left.pop() {
         for entry in fs::read_dir(&directory)? {
@@ -66,6 +79,8 @@ fn walked(root: &Path) -> Result<Tree> {
                     escaped(target.as_os_str().as_bytes()),
                 )
             } else if kind.is_file() {
+                walked.bytes += metadata.len();
+                walked.links += usize::from(metadata.nlink() > 1);
                 ("file", mode, sha256(&fs::read(&path)?))
             } else if kind.is_char_device() {
                 ("character_device", mode, String::new())
@@ -76,10 +91,10 @@ fn walked(root: &Path) -> Result<Tree> {
             };
             let name = path.strip_prefix(root)?.as_os_str().as_bytes();
             let is = format!("{kind} {mode} {}:{} {is}", metadata.uid(), metadata.gid());
-            tree.insert(format!("/{}", escaped(name)), is);
+            walked.tree.insert(format!("/{}", escaped(name)), is);
         }
     }
-    Ok(tree)
+    Ok(walked)
 }
 
 /// As JSON has paths; what is not UTF-8 is in no Debian package.
@@ -96,7 +111,8 @@ fn check(name: &str) -> Result<()> {
         .opaque("etc/apt")
         .dir("opt")
         .program("usr/bin/awk", b"a file in the place of a symlink")
-        .symlink("usr/bin/tail", "head");
+        .symlink("usr/bin/tail", "head")
+        .hard_link("opt/own", "usr/bin/awk");
     let layers = [
         image::debian_layer("base")?,
         image::debian_layer(name)?,
@@ -113,22 +129,27 @@ fn check(name: &str) -> Result<()> {
     let walked = walked(&mount);
     containerd.ctr(["images", "unmount", "--rm", mount_text])?;
     let (walked, said) = (walked?, said(&world, &reference)?);
+    let Walked { tree, bytes, links } = walked;
 
-    let differences: Vec<_> = walked
+    let differences: Vec<_> = tree
         .keys()
-        .chain(said.keys().filter(|path| !walked.contains_key(*path)))
-        .filter(|path| walked.get(*path) != said.get(*path))
-        .map(|path| (path, walked.get(path), said.get(path)))
+        .chain(said.keys().filter(|path| !tree.contains_key(*path)))
+        .filter(|path| tree.get(*path) != said.get(*path))
+        .map(|path| (path, tree.get(path), said.get(path)))
         .collect();
-    ensure!(walked.len() > 1000, "{} paths only", walked.len());
+    ensure!(bytes > 80_000_000, "{bytes} bytes only");
+    ensure!(links >= 4, "{links} hard links only");
     ensure!(
         differences.is_empty(),
         "{} of {} paths differ, as path, mounted, said: {:#?}",
         differences.len(),
-        walked.len(),
+        tree.len(),
         differences.iter().take(20).collect::<Vec<_>>()
     );
-    println!("{name}: {} paths, no difference", walked.len());
+    println!(
+        "{name}: {} paths, {bytes} bytes, {links} of them hard links, no difference",
+        tree.len()
+    );
     Ok(())
 }
 

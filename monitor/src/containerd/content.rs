@@ -1,10 +1,10 @@
 //! The content store as a source of blobs: the files where it keeps them, or its service where those
-//! cannot be opened. Sending a blob takes containerd and this program about as long as hashing it.
+//! cannot be read. Sending a blob takes containerd and this program about as long as hashing it.
 
 use std::{
     fs::File,
     future::Future,
-    io::{self, Read as _},
+    io, mem,
     path::PathBuf,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -22,7 +22,10 @@ use tonic::{Code, Status, Streaming};
 use super::{Client, ContainerdError, MESSAGE_BYTES_MAX, within};
 use crate::{
     digest::Digest,
-    image::blobs::{BlobError, BlobStream, Blobs},
+    image::{
+        blobs::{BlobError, BlobStream, Blobs},
+        buffers::Buffers,
+    },
 };
 
 /// Bytes of a file that are read at once, and ahead.
@@ -44,6 +47,9 @@ async fn open(client: Client, namespace: String, digest: Digest) -> Result<State
         ContentClient::new(client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let digest_text = digest.to_string();
     if let Some(root) = client.content_root().await {
+        let path = root.join("blobs/sha256").join(digest.0.to_string());
+        let first =
+            spawn_blocking(move || Chunk::read(File::open(path)?, Buffers::new(CHUNK_BYTES)));
         // The files are of all namespaces together.
         let asked = InfoRequest {
             digest: digest_text.clone(),
@@ -51,9 +57,8 @@ async fn open(client: Client, namespace: String, digest: Digest) -> Result<State
         service
             .info(within(&namespace, asked).map_err(refused)?)
             .await?;
-        let path = root.join("blobs/sha256").join(digest.0.to_string());
-        match spawn_blocking(|| File::open(path)).await {
-            Ok(Ok(file)) => return Ok(State::File(read(file))),
+        match first.await {
+            Ok(Ok(chunk)) => return Ok(State::Chunk(chunk)),
             Ok(Err(error)) => tracing::debug!(%digest, %error, "blob is asked of containerd"),
             Err(_) => return Err(Status::cancelled("monitord is ending")),
         }
@@ -83,22 +88,27 @@ impl Client {
     }
 }
 
-/// Reads what comes next while that before is being used.
-fn read(file: File) -> Reading {
-    spawn_blocking(move || {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        let limit = u64::try_from(CHUNK_BYTES).unwrap_or(u64::MAX);
-        (&file).take(limit).read_to_end(&mut chunk)?;
-        Ok((file, chunk.into()))
-    })
+/// What was read of a file, and how to read on if that was not the end.
+struct Chunk {
+    bytes: Bytes,
+    rest: Option<(File, Buffers)>,
 }
 
-type Reading = JoinHandle<io::Result<(File, Bytes)>>;
+impl Chunk {
+    fn read(mut file: File, buffers: Buffers) -> io::Result<Self> {
+        let bytes = buffers.read(&mut file)?;
+        let rest = (bytes.len() == CHUNK_BYTES).then_some((file, buffers));
+        Ok(Self { bytes, rest })
+    }
+}
+
 type Opening = Pin<Box<dyn Future<Output = Result<State, Status>> + Send>>;
 
 enum State {
     Opening(Opening),
-    File(Reading),
+    Chunk(Chunk),
+    /// What comes next is read while that before is being used.
+    File(JoinHandle<io::Result<Chunk>>),
     Service(Box<Streaming<ReadContentResponse>>),
     Ended,
 }
@@ -131,11 +141,20 @@ impl Stream for Content {
                     }
                     Err(status) => Some(Err(status)),
                 },
+                State::Chunk(chunk) => {
+                    let bytes = mem::take(&mut chunk.bytes);
+                    self.state = match chunk.rest.take() {
+                        Some((file, buffers)) => {
+                            State::File(spawn_blocking(|| Chunk::read(file, buffers)))
+                        }
+                        None => State::Ended,
+                    };
+                    return Poll::Ready((!bytes.is_empty()).then_some(Ok(bytes)));
+                }
                 State::File(reading) => match ready!(Pin::new(reading).poll(context)) {
-                    Ok(Ok((_, chunk))) if chunk.is_empty() => None,
-                    Ok(Ok((file, chunk))) => {
-                        self.state = State::File(read(file));
-                        Some(Ok(chunk))
+                    Ok(Ok(chunk)) => {
+                        self.state = State::Chunk(chunk);
+                        continue;
                     }
                     Ok(Err(error)) => Some(Err(Status::unavailable(error.to_string()))),
                     Err(_) => Some(Err(Status::cancelled("monitord is ending"))),

@@ -61,8 +61,10 @@ impl Inner {
         if let Some(known) = known {
             return Ok(known);
         }
-        let manifest = self.manifest(namespace, image).await?;
-        let config = self.config(namespace, image).await?;
+        let (manifest, config) = tokio::try_join!(
+            self.manifest(namespace, image),
+            self.config(namespace, image)
+        )?;
         if manifest.layers.len() != config.diff_ids.len() {
             let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
             return Err(Cause::LayerCount { layers, diff_ids });

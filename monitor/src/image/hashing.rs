@@ -52,6 +52,6 @@ impl StreamHash {
 }
 
 /// Threads that have not begun are let go when the runtime ends.
-fn interrupted() -> io::Error {
+pub(super) fn interrupted() -> io::Error {
     io::Error::other(BlobError::Unavailable("monitord is ending".to_owned()))
 }

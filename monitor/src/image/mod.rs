@@ -7,9 +7,11 @@
 //! with [`saving`] for what stays on disk.
 
 pub mod blobs;
+pub mod buffers;
 pub mod capability;
 mod codec;
 pub mod contents;
+mod decompress;
 mod disk;
 mod documents;
 pub mod error;

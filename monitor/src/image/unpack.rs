@@ -8,6 +8,7 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::{
     blobs::{BlobError, BlobReader},
+    decompress::Decompression,
     hashing::StreamHash,
     layer::{BuildError, ENTRIES_MAX, Layer, PATH_BYTES_MAX, TEXT_BYTES_MAX},
     manifest::DigestMismatch,
@@ -19,9 +20,6 @@ use crate::digest::Digest;
 
 /// Bytes of an uncompressed layer; a longer one is refused.
 pub const LAYER_BYTES_MAX: u64 = 64 << 30;
-
-/// Bytes decompressed at once.
-const CHUNK_BYTES: usize = 128 << 10;
 
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
@@ -121,8 +119,8 @@ impl From<BuildError> for LayerError {
 /// Reads a layer to its end and checks both digests. Blocks; memory does not depend on the size of
 /// the files in it.
 ///
-/// The files are hashed here and the stream by other threads, so that a layer takes the time of one
-/// of the hashes of its bytes. A plain layer is its blob, which is hashed once.
+/// The files are hashed here, and the stream is decompressed and hashed by other threads, so that a
+/// layer takes the time of the longest of these. A plain layer is its blob, which is hashed once.
 pub(super) fn read_layer(
     blob: BlobReader,
     blob_digest: &Digest,
@@ -170,32 +168,26 @@ fn read_entries<R: BufRead>(reader: &mut TarReader<R>) -> Result<Tree, LayerErro
 
 enum Source {
     Plain(Box<BlobReader>),
-    Gzip(Box<MultiGzDecoder<BlobReader>>, StreamHash),
-    Zstd(Box<ZstdReader<BlobReader>>, StreamHash),
+    Compressed(Decompression),
 }
 
 impl Source {
     fn new(mut blob: BlobReader) -> io::Result<Self> {
-        let hash = |blob: &BlobReader| StreamHash::start(blob.runtime());
+        let runtime = blob.runtime().clone();
         Ok(if blob.starts_with(GZIP)? {
-            let hash = hash(&blob);
-            Self::Gzip(Box::new(MultiGzDecoder::new(blob)), hash)
+            Self::Compressed(Decompression::start(&runtime, MultiGzDecoder::new(blob)))
         } else if blob.starts_with(ZSTD)? || blob.starts_with(ZSTD_SKIPPABLE)? {
-            let hash = hash(&blob);
-            Self::Zstd(Box::new(ZstdReader::new(blob)?), hash)
+            Self::Compressed(Decompression::start(&runtime, ZstdReader::new(blob)?))
         } else {
             Self::Plain(Box::new(blob))
         })
     }
 
     fn next_chunk(&mut self) -> io::Result<Bytes> {
-        let (chunk, hash) = match self {
-            Self::Plain(blob) => return blob.next_chunk(),
-            Self::Gzip(decoder, hash) => (read_chunk(decoder)?, hash),
-            Self::Zstd(decoder, hash) => (read_chunk(decoder)?, hash),
-        };
-        hash.update(chunk.clone())?;
-        Ok(chunk)
+        match self {
+            Self::Plain(blob) => blob.next_chunk(),
+            Self::Compressed(decompression) => decompression.next_chunk(),
+        }
     }
 
     /// Reads the blob to its end and gives its digest and, where that is another, what was hashed
@@ -203,17 +195,12 @@ impl Source {
     fn finish(self) -> io::Result<(Digest, Option<StreamHash>)> {
         Ok(match self {
             Self::Plain(blob) => (blob.finish()?, None),
-            Self::Gzip(decoder, hash) => (decoder.into_inner().finish()?, Some(hash)),
-            Self::Zstd(decoder, hash) => (decoder.into_inner().finish()?, Some(hash)),
+            Self::Compressed(decompression) => {
+                let (blob, hash) = decompression.finish()?;
+                (blob.finish()?, Some(hash))
+            }
         })
     }
-}
-
-fn read_chunk(decoder: &mut impl Read) -> io::Result<Bytes> {
-    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-    let limit = u64::try_from(CHUNK_BYTES).unwrap_or(u64::MAX);
-    decoder.take(limit).read_to_end(&mut chunk)?;
-    Ok(chunk.into())
 }
 
 /// The uncompressed stream, a chunk at a time.
