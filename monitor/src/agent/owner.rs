@@ -10,6 +10,7 @@ use std::{
 };
 
 use monitor_api::v1::Alert;
+use monitor_common::RING_REPEATABLE_BYTES;
 use tokio::{
     sync::{mpsc, watch},
     task::yield_now,
@@ -55,7 +56,10 @@ pub(super) const WAITING_MAX: usize = 8192;
 /// How long such a use waits.
 const WAITING_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long its record is kept in the ring for a next daemon.
-const HELD_TIME_MAX: Duration = Duration::from_secs(2);
+const HELD_TIME_MAX: Duration = Duration::from_secs(10);
+/// Bytes of the ring beyond which it is not kept at all: less than what makes the kernel side lose
+/// what can be repeated.
+const HELD_BYTES_MAX: u64 = RING_REPEATABLE_BYTES / 2;
 /// How often what has waited too long is looked for.
 const TICK: Duration = Duration::from_secs(1);
 /// How long the uses that are in flight are waited for at the end.
@@ -238,11 +242,14 @@ impl Owner {
         last
     }
 
-    /// Lets go of records in the ring that wait for containerd for long: they would keep all that
-    /// comes after them there.
+    /// Lets go of records in the ring that wait for containerd for long, or while many are held: they
+    /// would keep all that comes after them there.
     pub(super) fn give_up_late(&mut self) {
+        let sensor = self.sensor.as_ref();
+        let are_many = sensor.is_some_and(|sensor| sensor.held_bytes() > HELD_BYTES_MAX);
         for pending in &mut self.state.waiting {
-            if pending.since.elapsed() > HELD_TIME_MAX && pending.what.give_up() {
+            let is_late = are_many || pending.since.elapsed() > HELD_TIME_MAX;
+            if is_late && pending.what.give_up() {
                 self.state.counts.given_up += 1;
             }
         }

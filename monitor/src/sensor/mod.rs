@@ -274,6 +274,11 @@ impl Sensor {
             .max(self.earlier.position)
     }
 
+    /// Bytes of the ring that were read and are left there until they are done with.
+    pub fn held_bytes(&self) -> u64 {
+        self.reader.counters.progress.held_bytes()
+    }
+
     /// What earlier daemons have told of losses.
     pub fn told(&self) -> &Told {
         &self.told

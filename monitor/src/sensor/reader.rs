@@ -149,7 +149,8 @@ impl Read {
         }
         // Only now, so that nothing counts as told later that does not count as untold yet.
         self.unsettled.let_go();
-        self.counters.progress.set_let_go(settled);
+        let read = self.ring.read_mark();
+        self.counters.progress.set(read, settled);
     }
 }
 

@@ -17,9 +17,11 @@ const OWED: u8 = 2;
 /// The mark counts it as untold.
 const COUNTED: u8 = 4;
 
-/// What was let go, for others than the reader.
+/// What was read and let go, for others than the reader.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
+    /// Up to which position in the ring.
+    read: AtomicU64,
     /// Up to which position in the ring.
     let_go: AtomicU64,
     /// By [`Hook`], records that the mark counts as untold and that were done with since.
@@ -27,8 +29,15 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn set_let_go(&self, mark: Mark) {
-        self.let_go.store(mark.position, Ordering::Release);
+    pub(super) fn set(&self, read: Mark, let_go: Mark) {
+        self.let_go.store(let_go.position, Ordering::Release);
+        self.read.store(read.position, Ordering::Release);
+    }
+
+    /// Bytes of the ring between the two, at most.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let let_go = self.let_go();
+        self.read.load(Ordering::Acquire).saturating_sub(let_go)
     }
 
     pub(super) fn let_go(&self) -> u64 {
