@@ -176,8 +176,9 @@ struct Guest {
 
 impl Guest {
     fn build(programs: &Programs) -> Result<Self> {
-        let init = init()?;
-        let evasions = evasions()?;
+        // PID 1, in which the sensor's tests are, and those that need containerd.
+        let init = program("guest", "guest")?;
+        let evasions = program("tests", "evasions")?;
         let files = run::answer(Command::new(&evasions).arg("files"))
             .context("what the tests with containers need is not here: run `cargo xtask setup`")?;
         let extra = Extra {
@@ -265,45 +266,14 @@ impl Guest {
     }
 }
 
-/// Builds the tests that need containerd, as `cargo test` builds them.
-fn evasions() -> Result<PathBuf> {
+/// Builds a program that guests run, as `cargo test` builds it.
+fn program(package: &str, name: &str) -> Result<PathBuf> {
     let mut command = run::cargo();
     command
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "tests",
-            "--bin",
-            "evasions",
-        ])
+        .args(["build", "--release", "--package", package, "--bin", name])
         .args(build::locked())
         .current_dir(workspace::root())
         .env("CARGO_TARGET_DIR", workspace::target());
-    run::shown("building the guests' tests of evasions", &mut command)?;
-    Ok(workspace::target().join("release/evasions"))
-}
-
-/// Builds the program that is PID 1 in the guests. Static, since it is alone there; in a folder of
-/// its own, since every flag differs from the other builds'.
-fn init() -> Result<PathBuf> {
-    let target = workspace::target().join("guest");
-    let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-    let mut command = run::cargo();
-    command
-        .args(["build", "--release", "--package", "guest", "--bin", "guest"])
-        // Named, so that the flags are not for build scripts and macros.
-        .args(["--target", &triple])
-        .args(build::locked())
-        .arg("--target-dir")
-        .arg(&target)
-        .env_remove("CARGO_BUILD_TARGET")
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        // Half the time to build, and nothing is measured in a guest.
-        .env("CARGO_PROFILE_RELEASE_LTO", "off")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
-        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
-        .current_dir(workspace::root());
-    run::shown("building the guests' program", &mut command)?;
-    Ok(target.join(triple).join("release/guest"))
+    run::shown(&format!("building {name} for the guests"), &mut command)?;
+    Ok(workspace::target().join("release").join(name))
 }

@@ -38,14 +38,19 @@ pub(crate) fn check() -> Result<()> {
     for mut command in formatters() {
         outcomes.push(run::shown("checking the format", command.arg("--check")));
     }
-    outcomes.push(clippy(workspace::root(), &["--workspace", "--all-targets"]));
+    // In release, whose build scripts and macros the tests need as well.
+    let all = ["--workspace", "--all-targets", "--release"];
+    outcomes.push(run::shown("clippy", &mut clippy(workspace::root(), &all)));
     // For the host, where clippy is at hand: the one for eBPF's compiler would have to be
     // downloaded, and the lints are the same.
     let target = workspace::target().join("bpf-lint");
-    outcomes.push(clippy(
+    let mut ebpf = clippy(
         &workspace::root().join(EBPF),
         &["--target-dir", &target.to_string_lossy()],
-    ));
+    );
+    // The eBPF programs use what only their own compiler's build lets them.
+    ebpf.env("RUSTC_BOOTSTRAP", "1");
+    outcomes.push(run::shown("clippy of the eBPF programs", &mut ebpf));
     let failures: Vec<String> = outcomes
         .into_iter()
         .filter_map(Result::err)
@@ -70,17 +75,15 @@ fn formatters() -> [Command; 2] {
     ]
 }
 
-fn clippy(folder: &Path, arguments: &[&str]) -> Result<()> {
+fn clippy(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = run::cargo();
     command
         .arg("clippy")
         .args(arguments)
         .args(build::locked())
         .args(["--", "--deny", "warnings"])
-        // The eBPF programs use what only their own compiler's build lets them.
-        .env("RUSTC_BOOTSTRAP", "1")
         .current_dir(folder);
-    run::shown(&format!("clippy in {}", folder.display()), &mut command)
+    command
 }
 
 /// A crate that only some rooms may name.

@@ -37,7 +37,9 @@ pub(crate) fn build(init: &Path, extra: &Extra, kernel: &Kernel) -> Result<Vec<u
         let name = program.file_name().context("a program without a name")?;
         archive.add_at(&Path::new("/bin").join(name), &read(program)?)?;
     }
-    for file in extra.files.iter().chain(&libraries(extra)?) {
+    let programs = extra.programs.iter().chain(&extra.files);
+    let libraries = libraries(programs.map(PathBuf::as_path).chain([init]));
+    for file in extra.files.iter().chain(&libraries) {
         archive.add_file(file)?;
     }
     archive.add("modules", DIRECTORY, &[])?;
@@ -58,9 +60,9 @@ pub(crate) struct Extra {
 }
 
 /// The libraries that programs among these are linked to, as the loader finds them.
-fn libraries(extra: &Extra) -> Result<BTreeSet<PathBuf>> {
+fn libraries<'a>(programs: impl Iterator<Item = &'a Path>) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
-    for program in extra.programs.iter().chain(&extra.files) {
+    for program in programs {
         // It refuses what is linked statically or is no program: those need none.
         let listed = run::answer(Command::new(LOADER).arg("--list").arg(program));
         let listed = listed.unwrap_or_default();
@@ -69,7 +71,7 @@ fn libraries(extra: &Extra) -> Result<BTreeSet<PathBuf>> {
             .filter(|word| word.starts_with('/'));
         found.extend(paths.map(PathBuf::from));
     }
-    Ok(found)
+    found
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
