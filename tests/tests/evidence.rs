@@ -1,6 +1,6 @@
 //! How strong the evidence of an image's contents is, and what is found by each.
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
@@ -201,5 +201,41 @@ fn without_its_config_an_image_is_judged_by_the_layers_that_the_snapshot_names()
             "{alert:#}"
         );
     }
+    world.daemon.check_alive()
+}
+
+#[test]
+fn a_root_without_layers_is_compared_by_its_hashes() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let image = shop()?;
+    let world = World::start_after(|containerd| containerd.import(&image))?;
+    world.have_read(SHOP)?;
+    // On the filesystem that the root is a directory of.
+    let directory = world.containerd.directory().join("shared");
+    fs::create_dir(&directory)?;
+    let mount = format!(
+        "type=bind,src={},dst=/shared,options=rbind:rw",
+        directory.display()
+    );
+    let flags = ["--snapshotter", "native", "--mount", &mount];
+    let line = format!("{LINE}; probe run-copy /shared/x salt sleep-ms 0; exec sleep 1000");
+    let run = Run::new(SHOP, "native").flags(flags).shell(&line);
+    world.containerd.start_container(&run)?;
+    until("all to be told", PATIENCE, || {
+        let alerts = world.alerts.of("native");
+        let raised: BTreeSet<_> = alerts
+            .iter()
+            .filter_map(|alert| Some((text(alert, "/kind")?, text(alert, "/file/path")?)))
+            .collect();
+        let expect = [
+            ("exec_added", "/tmp/sh"),
+            ("exec_added", "/tmp/x"),
+            ("exec_modified", "/opt/changed"),
+            ("exec_volume", "/shared/x"),
+        ];
+        let said: Vec<_> = alerts.iter().map(summary).collect();
+        ensure!(raised == expect.into(), "{said:?}");
+        Ok(())
+    })?;
     world.daemon.check_alive()
 }

@@ -20,10 +20,10 @@ pub(super) struct Wanted {
     pub(super) facts: FileFacts,
     /// A descriptor of it that is a path only, and may be of another file.
     pub(super) path_only: Option<OwnedFd>,
-    /// Its path in its filesystem, if that is whole and it has one.
+    /// It lies in the container's root.
+    pub(super) is_in_root: bool,
+    /// Its path there, if that is whole and it has one.
     pub(super) path: Option<Vec<u8>>,
-    /// Kernel device number of the container's root.
-    pub(super) root_device: Option<u32>,
     /// Where the container's root is mounted on the host.
     pub(super) rootfs: Option<PathBuf>,
 }
@@ -36,7 +36,7 @@ impl Wanted {
 
     /// Takes hold of the file by its path below the container's root, if nothing else holds it.
     pub(super) fn hold(&mut self) {
-        if self.path_only.is_none() && self.is_in_overlay_root() {
+        if self.path_only.is_none() {
             self.path_only = self.named();
         }
     }
@@ -49,17 +49,12 @@ impl Wanted {
             self.path.as_deref()?,
         )
     }
-
-    fn is_in_overlay_root(&self) -> bool {
-        self.root_device == Some(self.facts.device)
-            && self.facts.filesystem_magic == OVERLAYFS_MAGIC
-    }
 }
 
 /// Opens the file by the descriptor.
 pub(super) fn open_held(wanted: &Wanted) -> Result<(File, Metadata), String> {
     // An overlay of the container's own making may have any server below it.
-    if wanted.facts.filesystem_magic == OVERLAYFS_MAGIC && !wanted.is_in_overlay_root() {
+    if wanted.facts.filesystem_magic == OVERLAYFS_MAGIC && !wanted.is_in_root {
         return Err("it lies on an overlay that the container mounted".to_owned());
     }
     let Some(path_only) = &wanted.path_only else {

@@ -366,9 +366,12 @@ impl Owner {
         };
         match sensor.hold(rootfs, device) {
             Ok(()) => {}
-            Err(error @ (HolderError::Ended(_) | HolderError::NotOverlay(_))) => {
-                tracing::debug!(%error, id = container.id)
-            }
+            Err(error @ HolderError::Ended(_)) => tracing::debug!(%error, id = container.id),
+            Err(HolderError::NotOverlay(_)) => tracing::info!(
+                id = container.id,
+                snapshotter = container.snapshotter,
+                "the container's root has no layers: what it executes is read through the root, and files of the image that it changes are told when they are used"
+            ),
             Err(error) => tracing::warn!(%error, id = container.id, "executed files are not held"),
         }
     }

@@ -532,11 +532,14 @@ fn pending(what: What, known: crate::containers::processes::Known) -> Pending {
 /// A used file, of which nothing is held yet.
 fn wanted(used: &FileUse, container: &Container) -> Wanted {
     let (file, task) = (&used.file, container.task.as_ref());
+    let in_root =
+        task.and_then(|task| task.path_in_root(file.facts.device, &file.path_in_filesystem));
+    let path = in_root.filter(|_| !file.path_truncated && !file.unlinked);
     Wanted {
         facts: file.facts,
         path_only: None,
-        path: (!file.path_truncated && !file.unlinked).then(|| file.path_in_filesystem.clone()),
-        root_device: task.and_then(|task| task.root_device),
+        is_in_root: in_root.is_some(),
+        path: path.map(<[u8]>::to_vec),
         rootfs: task.and_then(|task| task.rootfs.clone()),
     }
 }

@@ -122,11 +122,26 @@ pub struct Task {
     pub mount_namespace: Option<u32>,
     /// Kernel device number (`major << 20 | minor`) of its root filesystem, likewise.
     pub root_device: Option<u32>,
+    /// Where its root lies in that filesystem: a directory of a larger one, where a snapshotter makes
+    /// no filesystem of its own; else empty.
+    pub root_path: Vec<u8>,
     /// Where the runtime mounted its root filesystem on the host.
     pub rootfs: Option<PathBuf>,
     /// Inode numbers of sensitive files in its root as they were when it was first seen: what is
     /// linked or renamed stays the same file.
     pub named: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Task {
+    /// Where a file lies in its root, from the file's filesystem and the path there; `None` of one that
+    /// lies elsewhere.
+    pub fn path_in_root<'a>(&self, device: u32, path: &'a [u8]) -> Option<&'a [u8]> {
+        if self.root_device != Some(device) {
+            return None;
+        }
+        let below = path.strip_prefix(self.root_path.as_slice())?;
+        (self.root_path.is_empty() || below.starts_with(b"/")).then_some(below)
+    }
 }
 
 /// An image as a container can have been created from it. Two that differ only in their config
@@ -189,5 +204,35 @@ impl Identity {
             Self::Ambiguous(candidates) => candidates.first(),
             Self::None | Self::Pending => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_lies_in_the_root_by_its_filesystem_and_its_path_there() {
+        let check = |root_path: &str, device: u32, path: &str, expect: Option<&str>| {
+            let task = Task {
+                pid: 1,
+                mount_namespace: None,
+                root_device: Some(7),
+                root_path: root_path.as_bytes().to_vec(),
+                rootfs: None,
+                named: BTreeMap::new(),
+            };
+            assert_eq!(
+                task.path_in_root(device, path.as_bytes()),
+                expect.map(str::as_bytes),
+                "{path} in {root_path}"
+            );
+        };
+        check("", 7, "/bin/sh", Some("/bin/sh"));
+        check("", 8, "/bin/sh", None);
+        check("/snapshots/5", 7, "/snapshots/5/bin/sh", Some("/bin/sh"));
+        check("/snapshots/5", 7, "/snapshots/55/bin/sh", None);
+        check("/snapshots/5", 7, "/data/sh", None);
+        check("/snapshots/5", 8, "/snapshots/5/bin/sh", None);
     }
 }

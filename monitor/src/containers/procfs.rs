@@ -34,21 +34,21 @@ impl Mounts {
             .unwrap_or_default()
     }
 
-    /// Kernel device number and mount point of each mount, the newest first, because a newer one
-    /// covers an older one at the same place.
-    fn newest_first(&self) -> impl Iterator<Item = (u32, Vec<u8>)> {
+    /// The newest first, because a newer one covers an older one at the same place.
+    fn newest_first(&self) -> impl Iterator<Item = Mount> {
         self.0.rsplit(|byte| *byte == b'\n').filter_map(|line| {
             // ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …
             let mut fields = line.split(|byte| *byte == b' ').skip(2);
-            let device = device(fields.next()?)?;
-            Some((device, unescaped(fields.nth(1)?)))
+            Some(Mount {
+                device: device(fields.next()?)?,
+                root: unescaped(fields.next()?),
+                point: unescaped(fields.next()?),
+            })
         })
     }
 
-    fn at(&self, mount_point: &[u8]) -> Option<u32> {
-        self.newest_first()
-            .find(|(_, path)| path == mount_point)
-            .map(|(device, _)| device)
+    fn at(&self, point: &[u8]) -> Option<Mount> {
+        self.newest_first().find(|mount| mount.point == point)
     }
 
     /// Where an overlay keeps what is written to it.
@@ -67,12 +67,22 @@ impl Mounts {
     }
 
     /// The runtime's `…/NAMESPACE/ID/rootfs`.
-    fn rootfs_of(&self, namespace: &str, id: &str) -> Option<(u32, PathBuf)> {
+    fn rootfs_of(&self, namespace: &str, id: &str) -> Option<Mount> {
         let end = format!("/{namespace}/{id}/rootfs");
         self.newest_first()
-            .find(|(_, path)| path.ends_with(end.as_bytes()))
-            .map(|(device, path)| (device, PathBuf::from(OsStr::from_bytes(&path))))
+            .find(|mount| mount.point.ends_with(end.as_bytes()))
     }
+}
+
+/// One mount.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    /// Kernel device number of its filesystem.
+    device: u32,
+    /// The directory of that filesystem which it shows.
+    root: Vec<u8>,
+    /// Where it shows it.
+    point: Vec<u8>,
 }
 
 /// `major << 20 | minor`, as the kernel has it in `s_dev`.
@@ -155,23 +165,28 @@ pub(super) fn task(
     let bundle = bundle
         .filter(|bundle| !bundle.is_empty())
         .map(|bundle| Path::new(bundle).join("rootfs"));
-    let (rootfs, root_device) = match bundle {
+    let (rootfs, root) = match bundle {
         // Just created: nothing of the container has run that could have mounted over its root.
         Some(path) => {
-            let device = own_root().or_else(|| {
+            let root = own_root().or_else(|| {
                 let host = host.get_or_insert_with(Mounts::of_host);
                 host.at(path.as_os_str().as_bytes())
             });
-            (Some(path), device)
+            (Some(path), root)
         }
         None => {
             let host = host.get_or_insert_with(Mounts::of_host);
             match host.rootfs_of(namespace, id) {
-                Some((device, path)) => (Some(path), Some(device)),
+                Some(mount) => (
+                    Some(PathBuf::from(OsStr::from_bytes(&mount.point))),
+                    Some(mount),
+                ),
                 None => (None, own_root()),
             }
         }
     };
+    let (root_device, mut root_path) = root.map(|mount| (mount.device, mount.root)).unzip();
+    root_path = root_path.filter(|path| path != b"/");
     let cgroup_path = alive
         .then(|| read(&format!("/proc/{pid}/cgroup")).ok())
         .flatten()
@@ -185,6 +200,7 @@ pub(super) fn task(
             pid,
             mount_namespace,
             root_device,
+            root_path: root_path.unwrap_or_default(),
             rootfs,
             named,
         },
@@ -202,7 +218,7 @@ mod tests {
             b"22 1 0:20 / / rw - overlay overlay rw\n\
               23 22 0:21 / /run/c/io.containerd.runtime.v2.task/default/web/rootfs rw - overlay o rw\n\
               24 22 0:22 / /run/c/default/a\\040b/rootfs rw - overlay o rw\n\
-              25 22 254:1 / /data rw - ext4 /dev/vda1 rw\n\
+              25 22 254:1 /a\\040b /data rw - ext4 /dev/vda1 rw\n\
               26 22 0:30 / / rw - overlay overlay rw\n\
               short\n\
               27 22 x:y / /bad rw\n"
@@ -215,18 +231,22 @@ mod tests {
         );
         assert_eq!(upper.upper_of(22), Some(PathBuf::from("/u, x/fs")));
         assert_eq!((upper.upper_of(23), upper.upper_of(24)), (None, None));
-        assert_eq!(mounts.at(b"/"), Some(30));
-        assert_eq!(mounts.at(b"/data"), Some(254 << 20 | 1));
-        assert_eq!(mounts.at(b"/bad"), None);
-        assert_eq!(mounts.at(b"/run/c/default/a b/rootfs"), Some(22));
-        let rootfs = |namespace, id| {
-            mounts
-                .rootfs_of(namespace, id)
-                .map(|(device, path)| (device, path.display().to_string()))
+        let check = |found: Option<Mount>, expect: Option<(u32, &str, &str)>| {
+            let expect = expect.map(|(device, root, point)| Mount {
+                device,
+                root: root.as_bytes().to_vec(),
+                point: point.as_bytes().to_vec(),
+            });
+            assert_eq!(found, expect);
         };
-        let web = "/run/c/io.containerd.runtime.v2.task/default/web/rootfs".to_owned();
-        assert_eq!(rootfs("default", "web"), Some((21, web)));
-        assert_eq!(rootfs("default", "eb"), None);
+        check(mounts.at(b"/"), Some((30, "/", "/")));
+        check(mounts.at(b"/data"), Some((254 << 20 | 1, "/a b", "/data")));
+        check(mounts.at(b"/bad"), None);
+        let spaced = "/run/c/default/a b/rootfs";
+        check(mounts.at(spaced.as_bytes()), Some((22, "/", spaced)));
+        let web = "/run/c/io.containerd.runtime.v2.task/default/web/rootfs";
+        check(mounts.rootfs_of("default", "web"), Some((21, "/", web)));
+        check(mounts.rootfs_of("default", "eb"), None);
     }
 
     #[test]

@@ -168,12 +168,15 @@ impl Place {
         if used.process.mount_namespace == host_mount_namespace {
             return Self::HostNamespace;
         }
-        let root = container
-            .task
-            .as_ref()
-            .and_then(|task| task.root_device)
-            .unwrap_or(used.process.root_device);
-        let in_root = file.facts.device == root;
+        let task = container.task.as_ref();
+        let in_root = match task.filter(|task| task.root_device.is_some()) {
+            // What is missing of a path may be where its root lies.
+            Some(task) if !file.path_truncated => task
+                .path_in_root(file.facts.device, &file.path_in_filesystem)
+                .is_some(),
+            Some(task) => task.root_device == Some(file.facts.device),
+            None => used.process.root_device == file.facts.device,
+        };
         // A file of the image that was unlinked while it was open is still the image's.
         if in_root && file.facts.flags & (FILE_OVERLAY | FILE_UPPER) == FILE_OVERLAY {
             return Self::Lower;
@@ -353,6 +356,9 @@ fn writable(facts: &UseFacts<'_>) -> Judgement {
         Comparison::Unread => {
             let reason = match facts.bytes.sha256() {
                 Some(_) => "the image's own file could not be read from the unpacked layer",
+                None if facts.used.file.facts.flags & FILE_OVERLAY == 0 => {
+                    "its container's root has no layers, and its bytes could not be read"
+                }
                 None => "the file was copied up and its bytes could not be read",
             };
             unverifiable(facts, facts.role, &subject, reason)

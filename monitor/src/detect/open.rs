@@ -95,7 +95,6 @@ pub fn names() -> impl Iterator<Item = Vec<u8>> {
 /// started.
 pub fn sensitive(used: &FileUse, task: Option<&Task>) -> Option<Sensitive> {
     let file = &used.file;
-    let root_device = task.and_then(|task| task.root_device);
     let before = name_before(used, task).unwrap_or_default();
     let names = [file.path.as_slice(), &file.path_in_filesystem, before];
     let by_name = PATTERNS.iter().find(|(pattern, ..)| {
@@ -111,7 +110,7 @@ pub fn sensitive(used: &FileUse, task: Option<&Task>) -> Option<Sensitive> {
             severity: *severity,
         });
     }
-    let is_of_node = root_device != Some(file.facts.device)
+    let is_of_node = !is_in_root(used, task)
         && NODE_STATE
             .iter()
             .any(|state| is_within(&file.path_in_filesystem, state))
@@ -127,6 +126,11 @@ fn name_before<'a>(used: &FileUse, task: Option<&'a Task>) -> Option<&'a [u8]> {
     let (task, facts) = (task?, &used.file.facts);
     let name = task.named.get(&facts.inode)?;
     (task.root_device == Some(facts.device)).then_some(name)
+}
+
+fn is_in_root(used: &FileUse, task: Option<&Task>) -> bool {
+    let (device, path) = (used.file.facts.device, &used.file.path_in_filesystem);
+    task.is_some_and(|task| task.path_in_root(device, path).is_some())
 }
 
 fn is_within(path: &[u8], directory: &[u8]) -> bool {
@@ -171,7 +175,6 @@ pub fn judge(
         return None;
     }
     let task = container.task.as_ref();
-    let root_device = task.and_then(|task| task.root_device);
     let sensitive = sensitive(used, task)?;
     let path = &used.file.path;
     let before = match name_before(used, task) {
@@ -199,7 +202,7 @@ pub fn judge(
         file: Some(FileFinding {
             path: used.file.path.clone(),
             path_truncated: used.file.path_truncated,
-            verdict: if root_device != Some(used.file.facts.device) {
+            verdict: if !is_in_root(used, task) {
                 FileVerdict::Volume
             } else if used.file.facts.lower_version().is_some() {
                 FileVerdict::Image
@@ -233,6 +236,7 @@ mod tests {
             pid: 1,
             mount_namespace: None,
             root_device: Some(ROOT_DEVICE),
+            root_path: Vec::new(),
             rootfs: None,
             named: [(SHADOW, b"/etc/shadow".to_vec())].into(),
         }

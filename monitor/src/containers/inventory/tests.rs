@@ -35,6 +35,7 @@ fn task(pid: u32, mount_namespace: u32) -> TaskFacts {
             pid,
             mount_namespace: Some(mount_namespace),
             root_device: None,
+            root_path: Vec::new(),
             rootfs: None,
             named: BTreeMap::new(),
         },

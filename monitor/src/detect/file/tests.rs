@@ -94,6 +94,7 @@ pub(crate) fn container() -> Arc<Container> {
             pid: 10,
             mount_namespace: Some(OWN_NAMESPACE),
             root_device: Some(ROOT_DEVICE),
+            root_path: Vec::new(),
             rootfs: None,
             named: std::collections::BTreeMap::new(),
         }),
