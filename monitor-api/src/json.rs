@@ -11,6 +11,7 @@ use prost_types::value::Kind;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    SCHEMA,
     bytes::{escape, is_unsafe},
     v1,
 };
@@ -74,6 +75,54 @@ pub fn alert(alert: &v1::Alert) -> Value {
         })),
         "details": alert.details.as_ref().map(structure),
         "hook": text(&alert.hook),
+    })
+}
+
+/// Cursors that are missing in a series of alerts.
+#[derive(Clone, Copy, Debug)]
+pub struct Missing<'a> {
+    /// The journal that they count in.
+    pub journal: &'a str,
+    /// The first that is missing.
+    pub from: u64,
+    /// The first that is not; none if all that followed is missing.
+    pub before: Option<u64>,
+    /// `expired`, `not_written`, `damaged` or `journal_changed`.
+    pub reason: &'a str,
+    /// When it was found out.
+    pub time: prost_types::Timestamp,
+}
+
+impl Missing<'_> {
+    /// One sentence for people.
+    pub fn message(&self) -> String {
+        let Self { from, reason, .. } = self;
+        match self.before {
+            Some(before) => format!(
+                "alerts {from} to {} are missing: {reason}",
+                before.saturating_sub(1)
+            ),
+            None => format!("alerts from {from} on are missing: {reason}"),
+        }
+    }
+
+    /// The keys of `missing` in [`missing`].
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "from": self.from.to_string(),
+            "before": self.before.map(|before| before.to_string()),
+            "reason": self.reason,
+        })
+    }
+}
+
+/// What stands among alerts where some are missing: it has no `cursor`.
+pub fn missing(missing: &Missing<'_>) -> Value {
+    json!({
+        "schema": SCHEMA,
+        "journal": missing.journal,
+        "time": time(Some(&missing.time)),
+        "missing": missing.json(),
     })
 }
 
@@ -301,7 +350,22 @@ pub fn status(status: &v1::Status) -> Value {
             "connections_unidentified": api.connections_unidentified,
             "tls_reload_failures": api.tls_reload_failures,
         })),
+        "outputs": status.outputs.iter().map(output).collect::<Vec<_>>(),
         "memory_resident_bytes": status.memory_resident_bytes,
+    })
+}
+
+fn output(output: &v1::status::Output) -> Value {
+    json!({
+        "name": output.name,
+        "kind": output.kind,
+        "path": output.path,
+        "cursor": output.cursor.to_string(),
+        "written": output.written,
+        "missing": output.missing,
+        "failures": output.failures,
+        "failing_since": time(output.failing_since.as_ref()),
+        "error": text(&output.error),
     })
 }
 
@@ -464,4 +528,4 @@ fn dynamic(value: &prost_types::Value) -> Value {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
