@@ -43,7 +43,9 @@ fn schema() -> BTreeMap<&'static str, Object> {
         let mut words = line.splitn(3, ' ');
         let (name, kind) = (words.next().unwrap(), words.next().unwrap());
         let values = words.next().map_or(Vec::new(), |values| {
-            let values = values.split('|').map(|value| value.split_once('=').unwrap());
+            let values = values
+                .split('|')
+                .map(|value| value.split_once('=').unwrap());
             values
                 .map(|(value, name)| (value.parse().unwrap(), name))
                 .collect()
@@ -92,7 +94,9 @@ fn walk(
             Some(items) if attribute.is_list => items,
             None if !attribute.is_list => one,
             _ => {
-                faults.push(format!("{place} is a list where it should not be, or not one"));
+                faults.push(format!(
+                    "{place} is a list where it should not be, or not one"
+                ));
                 continue;
             }
         };
@@ -191,7 +195,10 @@ fn a_full_alert_is_a_finding_by_the_schema() {
     check("/metadata/version", json!("1.5.0"));
     check("/finding_info/uid", json!("01JE"));
     check("/finding_info/attacks/0/technique/uid", json!("T1059"));
-    check("/finding_info/attacks/1/sub_technique/uid", json!("T1059.004"));
+    check(
+        "/finding_info/attacks/1/sub_technique/uid",
+        json!("T1059.004"),
+    );
     check("/evidences/0/process/cmd_line", json!("/tmp/x \\xff\\\\"));
     check("/evidences/0/file/name", json!("x"));
     check("/evidences/0/file/hashes/0/value", json!("d".repeat(64)));
@@ -216,16 +223,31 @@ fn the_walk_finds_what_is_wrong() {
         let mut finding = alert(&with_connection());
         *finding.pointer_mut(pointer).unwrap() = value;
         let found = faults(&finding);
-        assert!(found.iter().any(|fault| fault.contains(expect)), "{pointer}: {found:?}");
+        assert!(
+            found.iter().any(|fault| fault.contains(expect)),
+            "{pointer}: {found:?}"
+        );
     };
     check("/severity_id", json!(7), "is no value of it");
     check("/severity", json!("High"), "is Critical, not");
     check("/time", json!("now"), "is not integer");
-    check("/metadata", json!({"version": "1", "product": {"name": "x"}, "x": 1}), ".x is not in");
+    check(
+        "/metadata",
+        json!({"version": "1", "product": {"name": "x"}, "x": 1}),
+        ".x is not in",
+    );
     check("/finding_info", json!({}), "has no uid");
     check("/evidences", json!({}), "is a list");
-    check("/evidences/0/dst_endpoint", json!({"port": 1}), "has none of");
-    check("/evidences/0/dst_endpoint/ip", json!("example.org"), "is not ip");
+    check(
+        "/evidences/0/dst_endpoint",
+        json!({"port": 1}),
+        "has none of",
+    );
+    check(
+        "/evidences/0/dst_endpoint/ip",
+        json!("example.org"),
+        "is not ip",
+    );
 }
 
 #[test]
@@ -243,7 +265,11 @@ fn missing_alerts_are_a_finding_too() {
 }
 
 fn word() -> impl Strategy<Value = String> {
-    prop_oneof![Just(String::new()), "[a-zA-Z0-9./@:-]{1,12}", any::<String>()]
+    prop_oneof![
+        Just(String::new()),
+        "[a-zA-Z0-9./@:-]{1,12}",
+        any::<String>()
+    ]
 }
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
