@@ -20,7 +20,7 @@ use tests::{
     world::{Alone, BASE},
 };
 
-const FILES: u32 = 60;
+const FILES: u32 = 40;
 
 /// A daemon with outputs, and where they write to.
 struct Node<'a> {
