@@ -4,6 +4,8 @@
 //! they outgrow what JavaScript counts exactly. Times are RFC 3339 in UTC with nanoseconds. Bytes
 //! are text as [`crate::bytes::escape`] makes it.
 
+mod missing;
+
 use std::{collections::HashMap, fmt::Write as _};
 
 use jiff::Timestamp;
@@ -11,10 +13,11 @@ use prost_types::value::Kind;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    SCHEMA,
     bytes::{escape, is_unsafe},
     v1,
 };
+
+pub use missing::{Missing, missing};
 
 /// `value` on one line, in ASCII where a terminal might act on what is not: such characters only
 /// occur inside strings, where JSON has an escape for them.
@@ -75,54 +78,6 @@ pub fn alert(alert: &v1::Alert) -> Value {
         })),
         "details": alert.details.as_ref().map(structure),
         "hook": text(&alert.hook),
-    })
-}
-
-/// Cursors that are missing in a series of alerts.
-#[derive(Clone, Copy, Debug)]
-pub struct Missing<'a> {
-    /// The journal that they count in.
-    pub journal: &'a str,
-    /// The first that is missing.
-    pub from: u64,
-    /// The first that is not; none if all that followed is missing.
-    pub before: Option<u64>,
-    /// `expired`, `not_written`, `damaged` or `journal_changed`.
-    pub reason: &'a str,
-    /// When it was found out.
-    pub time: prost_types::Timestamp,
-}
-
-impl Missing<'_> {
-    /// One sentence for people.
-    pub fn message(&self) -> String {
-        let Self { from, reason, .. } = self;
-        match self.before {
-            Some(before) => format!(
-                "alerts {from} to {} are missing: {reason}",
-                before.saturating_sub(1)
-            ),
-            None => format!("alerts from {from} on are missing: {reason}"),
-        }
-    }
-
-    /// The keys of `missing` in [`missing`].
-    pub(crate) fn json(&self) -> Value {
-        json!({
-            "from": self.from.to_string(),
-            "before": self.before.map(|before| before.to_string()),
-            "reason": self.reason,
-        })
-    }
-}
-
-/// What stands among alerts where some are missing: it has no `cursor`.
-pub fn missing(missing: &Missing<'_>) -> Value {
-    json!({
-        "schema": SCHEMA,
-        "journal": missing.journal,
-        "time": time(Some(&missing.time)),
-        "missing": missing.json(),
     })
 }
 
