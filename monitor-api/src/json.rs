@@ -4,6 +4,8 @@
 //! they outgrow what JavaScript counts exactly. Times are RFC 3339 in UTC with nanoseconds. Bytes
 //! are text as [`crate::bytes::escape`] makes it.
 
+mod missing;
+
 use std::{collections::HashMap, fmt::Write as _};
 
 use jiff::Timestamp;
@@ -14,6 +16,8 @@ use crate::{
     bytes::{escape, is_unsafe},
     v1,
 };
+
+pub use missing::{Missing, missing};
 
 /// `value` on one line, in ASCII where a terminal might act on what is not: such characters only
 /// occur inside strings, where JSON has an escape for them.
@@ -301,7 +305,22 @@ pub fn status(status: &v1::Status) -> Value {
             "connections_unidentified": api.connections_unidentified,
             "tls_reload_failures": api.tls_reload_failures,
         })),
+        "outputs": status.outputs.iter().map(output).collect::<Vec<_>>(),
         "memory_resident_bytes": status.memory_resident_bytes,
+    })
+}
+
+fn output(output: &v1::status::Output) -> Value {
+    json!({
+        "name": output.name,
+        "kind": output.kind,
+        "path": output.path,
+        "cursor": output.cursor.to_string(),
+        "written": output.written,
+        "missing": output.missing,
+        "failures": output.failures,
+        "failing_since": time(output.failing_since.as_ref()),
+        "error": text(&output.error),
     })
 }
 
@@ -464,4 +483,4 @@ fn dynamic(value: &prost_types::Value) -> Value {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

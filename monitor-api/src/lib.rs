@@ -23,6 +23,7 @@
 
 pub mod bytes;
 pub mod json;
+pub mod ocsf;
 
 /// Package `monitor.v1`, generated from `proto/monitor/v1`.
 #[expect(

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::{
     alerts::{Retention, journal::JOURNAL_BYTES_MIN},
     api::{Address, Roles, TlsFiles},
+    outputs,
 };
 
 /// Bytes of a configuration file; a longer one is refused.
@@ -48,6 +49,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// What the names in clients' certificates may do.
     pub roles: Roles,
+    /// Where alerts are written to beside the API.
+    pub output: Vec<outputs::Settings>,
     /// Address of this machine alone to serve metrics and probes on; nowhere if left out.
     pub metrics: Option<SocketAddr>,
 }
@@ -95,6 +98,7 @@ impl Default for Config {
             journal: Journal::default(),
             tls: None,
             roles: Roles::default(),
+            output: Vec::new(),
             metrics: None,
         }
     }
@@ -146,6 +150,9 @@ pub enum ValueError {
         "metrics: {0} can be reached from elsewhere, and whoever reaches it may read; give 127.0.0.1:PORT or [::1]:PORT, and put a proxy before it if needed"
     )]
     NotLocal(SocketAddr),
+    /// Outputs that make no sense.
+    #[error("output: {0}")]
+    Output(#[from] outputs::SettingsError),
     /// Nothing where something is needed.
     #[error("{0} is empty; leave it out, or give a value")]
     Empty(&'static str),
@@ -221,6 +228,7 @@ impl Config {
         if let Some(address) = self.metrics.filter(|address| !address.ip().is_loopback()) {
             return Err(ValueError::NotLocal(address));
         }
+        outputs::check(&self.output)?;
         let Journal {
             bytes_max,
             days_max,
@@ -294,6 +302,18 @@ mod tests {
         check("[journal]\nbytes_max = 1048576\ndays_max = 1", Ok(""));
         check("journal.bytes_max = 1", Err("at least 1048576"));
         check("journal.days_max = 0", Err("1 to 3650"));
+        let output = |lines: &str| format!("[[output]]\nname = 'soc'\n{lines}");
+        let jsonl = output("kind = 'jsonl'\npath = '/var/log/a'\n");
+        check(&jsonl, Ok(""));
+        check(&output("kind = 'ocsf'\npath = '-'"), Ok(""));
+        check(&output("kind = 'ocsf'"), Err("missing field `path`"));
+        check(&output("kind = 'syslog'"), Err("line 3"));
+        check(&output("kind = 'syslog'"), Err("`jsonl` or `ocsf`"));
+        check(&output("to = '-'"), Err("`name`, `kind`, `path`"));
+        check(&output("kind = 'ocsf'\npath = 'a'"), Err("nor `-`"));
+        check(&jsonl.replace("soc", "a/b"), Err("letters, digits"));
+        check(&jsonl.repeat(2), Err("two have the name or path"));
+        check(&jsonl.repeat(9), Err("at most 8"));
         check("journal.days = 1", Err("`bytes_max` or `days_max`"));
     }
 }

@@ -17,5 +17,6 @@ pub mod digest;
 pub mod doctor;
 pub mod image;
 pub mod metrics;
+pub mod outputs;
 pub mod sensor;
 pub mod verify;

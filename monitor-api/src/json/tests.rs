@@ -10,7 +10,7 @@ use super::*;
 use crate::v1::alert::*;
 
 /// The contract's example, with every field of it set.
-fn full() -> v1::Alert {
+pub(crate) fn full() -> v1::Alert {
     let time = |nanos| {
         Some(prost_types::Timestamp {
             seconds: 1_795_317_614,

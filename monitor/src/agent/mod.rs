@@ -53,6 +53,7 @@ use crate::{
     containers::{hierarchy::Hierarchy, inventory::Inventory, watch as containerd_watch},
     image::store::ImageStore,
     metrics,
+    outputs::Outputs,
     sensor::{
         Sensor,
         pins::{Pins, PinsError},
@@ -191,6 +192,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         changed,
     };
     let mut owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
+    let outputs = Outputs::start(&config.output, &log).context("cannot start an output")?;
+    let outputs = Arc::new(outputs);
     let answers = Arc::new(node::NodeView {
         node,
         queries: queries_in,
@@ -199,6 +202,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         containerd_address,
         watched_since,
         comparisons: Arc::new(Semaphore::new(verify::COMPARISONS_MAX)),
+        outputs: Arc::clone(&outputs),
     });
     tokio::spawn(Arc::clone(&answers).forget_removed());
     let account = Arc::new(api::Account::new(
@@ -239,6 +243,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || log.close())
         .await
         .context("cannot close the journal")?;
+    // Before the API as well, which keeps what they acknowledge.
+    outputs.stop().await;
     stop_api.send_replace(true);
     serving.await.context("the API task failed")??;
     tracing::info!("stopped");

@@ -20,6 +20,7 @@ use crate::{
         layer::EntryKind,
         store::Stats,
     },
+    outputs::Outputs,
     sensor::{
         account::Account,
         hooks::{self, Choice},
@@ -43,6 +44,7 @@ pub(super) struct NodeView {
     pub(super) watched_since: Timestamp,
     /// Comparisons of containers with their images that may begin now.
     pub(super) comparisons: Arc<Semaphore>,
+    pub(super) outputs: Arc<Outputs>,
 }
 
 impl NodeView {
@@ -307,6 +309,7 @@ impl Node for NodeView {
         let mut status = v1::Status {
             node: self.node.clone(),
             kernel: kernel_release(),
+            outputs: self.outputs.status(),
             containerd: Some(v1::status::Containerd {
                 address: self.containerd_address.display().to_string(),
                 ..Default::default()

@@ -38,6 +38,12 @@ pub struct Acknowledged {
     pub cursor: u64,
 }
 
+/// Whether a consumer can be called so: letters, digits, `.`, `_` and `-`.
+pub fn is_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_allowed)
+}
+
 /// There are too many consumers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("acknowledgements of {CONSUMERS_MAX} consumers are kept, which is the limit")]

@@ -27,7 +27,8 @@ use super::{
     service::within,
 };
 use crate::alerts::{
-    AlertLog, AlertReader, Delivery, Filter, Next, Start, consumers::NAME_BYTES_MAX,
+    AlertLog, AlertReader, Delivery, Filter, Next, Start,
+    consumers::{NAME_BYTES_MAX, is_name},
 };
 
 /// Alerts of a page when none are asked for.
@@ -247,11 +248,7 @@ impl AlertStream {
         if name.is_empty() {
             return Ok(None);
         }
-        let is_name = name.len() <= NAME_BYTES_MAX
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
-        if !is_name {
+        if !is_name(name) {
             return Err(Status::invalid_argument(format!(
                 "consumer must have at most {NAME_BYTES_MAX} letters, digits, `.`, `_` and `-`"
             )));

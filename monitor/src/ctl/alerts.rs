@@ -3,7 +3,7 @@
 use std::{io::Write as _, time::Duration};
 
 use monitor_api::{
-    json,
+    json, ocsf,
     v1::{
         Alert, AlertsRequest,
         alerts_request::{Start, start::Position},
@@ -181,7 +181,12 @@ fn header(output: &mut Output<'_>) -> Result<(), Failure> {
 
 fn print(alert: &Alert, output: &mut Output<'_>) -> Result<(), Failure> {
     if output.is_json() {
-        return Ok(output.json(&json::alert(alert))?);
+        let value = if output.is_ocsf() {
+            ocsf::alert(alert)
+        } else {
+            json::alert(alert)
+        };
+        return Ok(output.json(&value)?);
     }
     let container = alert
         .container

@@ -43,7 +43,7 @@ pub struct Arguments {
     #[command(flatten)]
     pub tls: Tls,
 
-    /// How to print: a table for people, or JSON, one object per line
+    /// How to print: a table for people, or JSON, one object per line; alerts also as OCSF
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
 
@@ -73,6 +73,8 @@ pub enum Format {
     Table,
     /// One object per line, by the contract.
     Json,
+    /// `alerts` alone: as OCSF Detection Findings, one per line.
+    Ocsf,
 }
 
 /// What to do.
@@ -95,6 +97,7 @@ Examples:
   monitorctl alerts --since 4711 --follow all after cursor 4711, and what comes
   monitorctl alerts --since 01J…/4711     the same, and told if the journal is another one by now
   monitorctl alerts --filter 'severity == \"critical\" && container.name == \"web\"'
+  monitorctl alerts --since 0 -o ocsf     as OCSF Detection Findings (class 2004)
   monitorctl alerts --follow -o json | jq 'select(.severity == \"critical\")'"
     )]
     Alerts(AlertsOptions),

@@ -43,6 +43,11 @@ pub async fn run(
     writer: &mut (dyn Write + Send),
     terminal: Option<Terminal>,
 ) -> Result<(), Failure> {
+    if arguments.output == Format::Ocsf && !matches!(arguments.command, Command::Alerts(_)) {
+        return Err(Failure::Usage(
+            "`-o ocsf` is of `monitorctl alerts` alone; give `-o json`".to_owned(),
+        ));
+    }
     let mut output = Output::new(writer, arguments.output, terminal);
     let mut client = connect::connect(&arguments.address, &arguments.tls).await?;
     match arguments.command {

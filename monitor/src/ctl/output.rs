@@ -40,9 +40,14 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Whether JSON is asked for.
+    /// Whether JSON is asked for, in whatever layout.
     pub(super) fn is_json(&self) -> bool {
-        self.format == Format::Json
+        self.format != Format::Table
+    }
+
+    /// Whether alerts are asked for as OCSF.
+    pub(super) fn is_ocsf(&self) -> bool {
+        self.format == Format::Ocsf
     }
 
     /// One object, on a line of its own, flushed.

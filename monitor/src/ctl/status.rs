@@ -6,7 +6,7 @@ use monitor_api::{
     json,
     v1::{
         Status,
-        status::{Hook, SelfCheck},
+        status::{self, Hook, SelfCheck},
     },
 };
 
@@ -137,6 +137,12 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
             facts.push(("consumer", format!("{name} acknowledged to {cursor}")));
         }
     }
+    facts.extend(
+        status
+            .outputs
+            .iter()
+            .map(|output| ("output", output_fact(output))),
+    );
     if let Some(api) = &status.api {
         facts.push((
             "clients",
@@ -156,6 +162,24 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         format!("{} KiB resident", status.memory_resident_bytes / 1024),
     ));
     facts
+}
+
+fn output_fact(output: &status::Output) -> String {
+    let mut fact = format!(
+        "{} as {} to {}: {} alerts to cursor {}, {} missing, {} failures",
+        output.name,
+        output.kind,
+        output.path,
+        output.written,
+        output.cursor,
+        output.missing,
+        output.failures
+    );
+    if !output.error.is_empty() {
+        let since = time(output.failing_since.as_ref());
+        fact = format!("{fact}; failing since {since}: {}", output.error);
+    }
+    fact
 }
 
 fn self_check_fact(check: &SelfCheck) -> String {

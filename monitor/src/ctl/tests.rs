@@ -98,6 +98,16 @@ async fn alerts_start_and_end_where_they_should() {
 }
 
 #[tokio::test]
+async fn alerts_are_findings_of_ocsf_if_asked_for() {
+    let fixture = Fixture::new();
+    append(&fixture, Severity::High);
+    let text = printed(&fixture, &["alerts", "-o", "ocsf"]).await;
+    let finding: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(finding["class_uid"], 2004);
+    assert_eq!(finding["metadata"]["sequence"], 1);
+}
+
+#[tokio::test]
 async fn without_alerts_there_is_nothing_to_print() {
     let fixture = Fixture::new();
     assert_eq!(printed(&fixture, &["alerts", "-o", "json"]).await, "");
@@ -248,6 +258,7 @@ async fn the_exit_status_says_how_it_ended() {
     check(&["image", "contents", "another"], 1).await;
     check(&["image", "contents", "corrupt"], 4).await;
     check(&["alerts", "--since", "7"], 4).await;
+    check(&["status", "-o", "ocsf"], 2).await;
     fixture.shutdown.send_replace(true);
     fixture.server.await.unwrap().unwrap();
     let arguments = arguments(&fixture.address.to_string(), &["status"]);

@@ -482,6 +482,34 @@ pub(super) const METRICS: &[Metric] = &[
             sorted(&lags.collect::<BTreeMap<_, _>>())
         },
     ),
+    counter(
+        "monitor_output_written_total",
+        "alerts",
+        &["output"],
+        "alerts, and revisions of them, that an output wrote; at most 8 outputs, whose lag is that of the consumer output:NAME",
+        |facts| outputs(facts, |output| output.written),
+    ),
+    counter(
+        "monitor_output_missing_total",
+        "alerts",
+        &["output"],
+        "cursors that were missing when an output came to them, which it wrote in their place",
+        |facts| outputs(facts, |output| output.missing),
+    ),
+    counter(
+        "monitor_output_failures_total",
+        "attempts",
+        &["output"],
+        "attempts of an output to write that failed; each is made again",
+        |facts| outputs(facts, |output| output.failures),
+    ),
+    gauge(
+        "monitor_output_failing",
+        "",
+        &["output"],
+        "1 while an output cannot write",
+        |facts| outputs(facts, |output| output.failing_since.is_some().into()),
+    ),
     gauge(
         "monitor_api_connections",
         "connections",
@@ -565,6 +593,13 @@ fn hooks(facts: &Facts, read: fn(&status::Hook) -> u64) -> Vec<Sample> {
     let hooks = facts.status.hooks.iter();
     hooks
         .map(|hook| labelled([&hook.event], read(hook)))
+        .collect()
+}
+
+fn outputs(facts: &Facts, read: fn(&status::Output) -> u64) -> Vec<Sample> {
+    let outputs = facts.status.outputs.iter();
+    outputs
+        .map(|output| labelled([&output.name], read(output)))
         .collect()
 }
 
