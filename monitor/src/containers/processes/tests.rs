@@ -131,7 +131,7 @@ fn whose_a_process_was_is_known_after_its_end() {
         let container = container(10);
         let own = exec(11, 111, 10, OWN, "/bin/sh");
         processes.executed(&own, HOST);
-        let mut place = |processes: &mut Processes, now: bool| {
+        let place = |processes: &mut Processes, now: bool| {
             if now {
                 processes.placed(&own.used.process, &container);
             }
