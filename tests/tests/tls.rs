@@ -117,7 +117,7 @@ fn who_has_a_role_is_answered_by_tcp_and_nobody_else() -> Result<()> {
     audited(&served)
 }
 
-/// Who was refused is in the audit log, of which nothing goes unseen by kills and cuts.
+/// Who was refused is in the audit log, which outlives a kill, and whose records cannot be altered unseen.
 fn audited(served: &Served) -> Result<()> {
     let list = |daemon: &Daemon| -> Result<Vec<String>> {
         let records = daemon.monitorctl(["audit", "list"])?;
@@ -146,11 +146,9 @@ fn audited(served: &Served) -> Result<()> {
     expect.push("monitord audit failed".to_owned());
     ensure!(list(&daemon)? == expect, "the torn record is told");
     daemon.monitorctl(["audit", "verify", "--head", &head])?;
-    ensure!(daemon.stop()?.success());
 
-    let (first, _) = whole.split_once('\n').context("one record")?;
-    fs::write(&log, format!("{first}\n"))?;
-    let daemon = Served::daemon(&served.containerd)?;
+    let changed = fs::read_to_string(&log)?.replace("guest.example", "ghost.example");
+    fs::write(&log, changed)?;
     let broken = daemon.monitorctl(["audit", "verify"]);
     let broken = format!("{:#}", broken.err().context("whole")?);
     ensure!(broken.contains("broken"), "{broken}");
