@@ -5,8 +5,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 const PROTO: &str = "proto";
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "monitor/v1/alert.proto",
+    "monitor/v1/audit.proto",
     "monitor/v1/node.proto",
     "monitor/v1/verify.proto",
     "monitor/v1/monitor.proto",

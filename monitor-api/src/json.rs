@@ -209,6 +209,43 @@ pub fn usage(usage: &v1::ImageUsageResponse) -> Value {
     })
 }
 
+/// A record of the audit log.
+pub fn audit_record(record: &v1::AuditRecord) -> Value {
+    json!({
+        "sequence": record.sequence,
+        "previous": record.previous,
+        "time": time(record.time.as_ref()),
+        "caller": record.caller,
+        "roles": record.roles,
+        "peer": text(&record.peer),
+        "method": record.method,
+        "object": text(&record.object),
+        "outcome": record.outcome,
+        "detail": text(&record.detail),
+        "count": record.count,
+        "since": time(record.since.as_ref()),
+    })
+}
+
+/// Whether the audit log is whole.
+pub fn audit_report(report: &v1::VerifyAuditResponse) -> Value {
+    json!({
+        "records": report.records,
+        "first": report.first.as_ref().map(audit_link),
+        "last": report.last.as_ref().map(audit_link),
+        "broken": report.broken,
+        "breaks": report.breaks.iter().map(|found| json!({
+            "after": found.after,
+            "reason": found.reason,
+        })).collect::<Vec<_>>(),
+        "noted_expired": report.noted_expired,
+    })
+}
+
+fn audit_link(link: &v1::AuditLink) -> Value {
+    json!({ "sequence": link.sequence, "hash": link.hash })
+}
+
 /// A node's account of itself.
 pub fn status(status: &v1::Status) -> Value {
     json!({
@@ -295,6 +332,12 @@ pub fn status(status: &v1::Status) -> Value {
             "memory_only": text(&alerts.memory_only),
             "lost": alerts.lost,
             "consumers": cursors(&alerts.consumers),
+        })),
+        "audit": status.audit.as_ref().map(|audit| json!({
+            "oldest": audit.oldest,
+            "head": audit.head.as_ref().map(audit_link),
+            "fault": text(&audit.fault),
+            "failures": audit.failures,
         })),
         "api": status.api.as_ref().map(|api| json!({
             "connections": api.connections,

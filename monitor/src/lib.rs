@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod alerts;
 pub mod api;
+pub mod audit;
 pub mod changes;
 pub mod clock;
 pub mod config;

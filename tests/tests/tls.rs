@@ -54,14 +54,7 @@ observer = ["soc.example"]
 "#
             ),
         )?;
-        let own = directory.join("monitord");
-        let mut command = Daemon::command(&containerd.address(), &own)?;
-        command
-            .arg("--config")
-            .arg(&config)
-            .args(["--listen", "https://127.0.0.1:0"]);
-        let daemon = Daemon::spawn(&mut command, &own)?;
-        daemon.wait_ready()?;
+        let daemon = Self::daemon(&containerd)?;
         let address = listens_at(&daemon.full_log()).context("no address in the log")?;
         Ok(Self {
             daemon,
@@ -69,6 +62,25 @@ observer = ["soc.example"]
             containerd,
             _alone: alone,
         })
+    }
+
+    fn daemon(containerd: &Containerd) -> Result<Daemon> {
+        let own = containerd.directory().join("monitord");
+        let mut command = Daemon::command(&containerd.address(), &own)?;
+        command
+            .arg("--config")
+            .arg(containerd.directory().join("config.toml"))
+            .args(["--listen", "https://127.0.0.1:0"]);
+        let daemon = Daemon::spawn(&mut command, &own)?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// What somebody is answered by TCP.
+    fn ask(&self, name: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(program("MONITORCTL", "monitorctl")?);
+        command.args(["--address", &self.address, "-o", "json"]);
+        output(self.call_as(name, command.args(arguments)))
     }
 
     /// Adds the files that say who calls.
@@ -88,19 +100,59 @@ observer = ["soc.example"]
 fn who_has_a_role_is_answered_by_tcp_and_nobody_else() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
     let served = Served::start()?;
-    let ask = |name: &str| {
-        let mut command = Command::new(program("MONITORCTL", "monitorctl")?);
-        command.args(["--address", &served.address, "-o", "json", "status"]);
-        output(served.call_as(name, &mut command))
-    };
-    let status: Value = serde_json::from_str(&ask("soc.example")?)?;
+    let status: Value = serde_json::from_str(&served.ask("soc.example", &["status"])?)?;
     ensure!(text(&status, "/node").is_some(), "{status:#}");
-    let refused = format!("{:#}", ask("guest.example").err().context("answered")?);
+    let refused = format!(
+        "{:#}",
+        served
+            .ask("guest.example", &["status"])
+            .err()
+            .context("answered")?
+    );
     ensure!(
         refused.contains("exit status: 4") && refused.contains("guest.example has no role"),
         "{refused}"
     );
-    ensure!(served.daemon.stop()?.success());
+    ensure!(served.ask("soc.example", &["audit", "list"]).is_err());
+    audited(&served)
+}
+
+/// Who was refused is in the audit log, which outlives a kill, and whose records cannot be altered unseen.
+fn audited(served: &Served) -> Result<()> {
+    let list = |daemon: &Daemon| -> Result<Vec<String>> {
+        let records = daemon.monitorctl(["audit", "list"])?;
+        let said = ["/caller", "/method", "/outcome"];
+        let line = |it: &Value| {
+            said.map(|at| text(it, at).unwrap_or("-").to_owned())
+                .join(" ")
+        };
+        Ok(records.iter().map(line).collect())
+    };
+    let mut expect = vec![
+        "guest.example Status refused".to_owned(),
+        "soc.example ListAudit refused".to_owned(),
+    ];
+    ensure!(list(&served.daemon)? == expect);
+    let report = served.daemon.monitorctl(["audit", "verify"])?;
+    let hash = report.first().and_then(|report| text(report, "/last/hash"));
+    let head = format!("2/{}", hash.context("no hash")?);
+
+    served.daemon.kill()?;
+    let log = served.containerd.directory().join("monitord/state/audit");
+    let log = log.join("00000000000000000001.jsonl");
+    let whole = fs::read_to_string(&log)?;
+    fs::write(&log, format!("{whole}{{\"sequence\":3,"))?;
+    let daemon = Served::daemon(&served.containerd)?;
+    expect.push("monitord audit failed".to_owned());
+    ensure!(list(&daemon)? == expect, "the torn record is told");
+    daemon.monitorctl(["audit", "verify", "--head", &head])?;
+
+    let changed = fs::read_to_string(&log)?.replace("guest.example", "ghost.example");
+    fs::write(&log, changed)?;
+    let broken = daemon.monitorctl(["audit", "verify"]);
+    let broken = format!("{:#}", broken.err().context("whole")?);
+    ensure!(broken.contains("broken"), "{broken}");
+    ensure!(daemon.stop()?.success());
     Ok(())
 }
 

@@ -47,6 +47,7 @@ use crate::{
         build::{self, NodeFacts},
     },
     api,
+    audit::Audit,
     changes::{self as changes_room, Changes},
     config::Config,
     containerd,
@@ -115,6 +116,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .await
         .context("cannot open the journal")?
         .context("cannot start the journal's threads")?;
+    let audit_directory = config.state.join("audit");
+    let audit = tokio::task::spawn_blocking(move || Audit::start(&audit_directory))
+        .await
+        .context("cannot open the audit log")?
+        .context("cannot start the audit log's thread")?;
     let security = match &config.tls {
         Some(files) => Some(Arc::new(api::Security {
             tls: api::Tls::load(files)?,
@@ -208,6 +214,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let account = Arc::new(api::Account::new(
         answers,
         log.clone(),
+        audit.clone(),
         ready.clone(),
         security,
     ));
@@ -247,6 +254,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     outputs.stop().await;
     stop_api.send_replace(true);
     serving.await.context("the API task failed")??;
+    audit.flush().await;
     tracing::info!("stopped");
     Ok(())
 }

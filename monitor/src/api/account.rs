@@ -9,13 +9,17 @@ use jiff::Timestamp;
 use monitor_api::v1;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{ALERT_STREAMS_MAX, CONNECTIONS_MAX, Node, listener::Security, process};
-use crate::alerts::{AlertLog, Summary, build::timestamp};
+use super::{ALERT_STREAMS_MAX, CONNECTIONS_MAX, Node, audit, listener::Security, process};
+use crate::{
+    alerts::{AlertLog, Summary, build::timestamp},
+    audit::Audit,
+};
 
 /// The node, its alerts, and the API's own account: what the API and the metrics answer from.
 pub struct Account {
     pub(super) node: Arc<dyn Node>,
     pub(super) log: AlertLog,
+    pub(super) audit: Audit,
     pub(super) connections: Connections,
     ready: watch::Receiver<bool>,
     started_at: Timestamp,
@@ -29,12 +33,14 @@ impl Account {
     pub fn new(
         node: Arc<dyn Node>,
         log: AlertLog,
+        audit: Audit,
         ready: watch::Receiver<bool>,
         security: Option<Arc<Security>>,
     ) -> Self {
         Self {
             node,
             log,
+            audit,
             connections: Connections::new(security),
             ready,
             started_at: Timestamp::now(),
@@ -105,6 +111,7 @@ impl Account {
                 .map(|(name, at)| (name, at.cursor))
                 .collect(),
         });
+        status.audit = Some(audit::summary(self.audit.summary()));
         status.api = Some(v1::status::Api {
             connections: self.connections.open(),
             connections_refused: self.connections.refused.load(Ordering::Relaxed),

@@ -26,9 +26,12 @@ use super::{
     server::stopped,
     service::within,
 };
-use crate::alerts::{
-    AlertLog, AlertReader, Delivery, Filter, Next, Start,
-    consumers::{NAME_BYTES_MAX, is_name},
+use crate::{
+    alerts::{
+        AlertLog, AlertReader, Delivery, Filter, Next, Start,
+        consumers::{NAME_BYTES_MAX, is_name},
+    },
+    audit::{Audit, Call, Outcome, Who},
 };
 
 /// Alerts of a page when none are asked for.
@@ -53,6 +56,8 @@ const POSITION_INTERVAL: Duration = Duration::from_secs(1);
 /// One conversation about alerts.
 pub(super) struct AlertStream {
     pub(super) log: AlertLog,
+    pub(super) audit: Audit,
+    pub(super) who: Who,
     pub(super) fanout: Arc<Fanout>,
     pub(super) requests: Streaming<AlertsRequest>,
     /// Whole frames.
@@ -82,6 +87,7 @@ struct Consumer {
     saved: watch::Receiver<u64>,
     /// The number of the last acknowledgement that is not told as kept, and its cursor.
     pending: Option<(u64, u64)>,
+    has_acknowledged: bool,
 }
 
 impl Consumer {
@@ -167,7 +173,7 @@ impl AlertStream {
                     continue;
                 }
                 Event::Request(Some(request)) => {
-                    self.heed(&mut wanted, &request)?;
+                    self.heed(&mut wanted, &request).await?;
                     continue;
                 }
                 // The client has said all that it wants; it goes on reading.
@@ -259,6 +265,7 @@ impl AlertStream {
             saved: consumers.saved(),
             name: name.clone(),
             pending: None,
+            has_acknowledged: false,
         }))
     }
 
@@ -292,7 +299,7 @@ impl AlertStream {
     }
 
     /// Does what a further request says.
-    fn heed(&self, wanted: &mut Wanted, request: &AlertsRequest) -> Result<(), Status> {
+    async fn heed(&self, wanted: &mut Wanted, request: &AlertsRequest) -> Result<(), Status> {
         if request.start.is_some() {
             return Err(Status::invalid_argument(
                 "only the first request of an alert stream says where to start",
@@ -315,13 +322,43 @@ impl AlertStream {
                     request.acknowledge
                 )));
             }
-            let consumers = self.log.consumers();
-            let number = consumers
-                .acknowledge(&consumer.name, self.log.journal(), request.acknowledge)
-                .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+            let number = self.acknowledge(consumer, request.acknowledge).await?;
             consumer.pending = Some((number, request.acknowledge));
         }
         Ok(())
+    }
+
+    /// Keeps an acknowledgement. A stream's first has an audit record; it would be too many of them
+    /// with the others, which tell nothing more of who reads under the name.
+    async fn acknowledge(&self, consumer: &mut Consumer, cursor: u64) -> Result<u64, Status> {
+        let consumers = Arc::clone(self.log.consumers());
+        let (name, journal) = (consumer.name.clone(), self.log.journal().to_owned());
+        let is_new = consumers.get(&name).is_none();
+        let keep = move || {
+            let kept = consumers.acknowledge(&name, &journal, cursor);
+            kept.map_err(|error| Status::resource_exhausted(error.to_string()))
+        };
+        if consumer.has_acknowledged {
+            return keep();
+        }
+        let call = Call {
+            method: "Alerts",
+            object: &format!("consumer/{}", consumer.name),
+            detail: &format!("the stream's first acknowledgement: cursor {cursor}"),
+        };
+        let number = if is_new {
+            let detail = &format!("a new name; {}", call.detail);
+            let call = Call { detail, ..call };
+            self.audit
+                .change(&self.who, call, async move { keep() })
+                .await?
+        } else {
+            let number = keep()?;
+            self.audit.note(&self.who, call, Outcome::Done).await;
+            number
+        };
+        consumer.has_acknowledged = true;
+        Ok(number)
     }
 
     fn heartbeat(&self, wanted: &Wanted) -> Response {

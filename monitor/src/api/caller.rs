@@ -2,7 +2,8 @@
 
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
-use tonic::{Request, Status};
+
+use crate::audit::Who;
 
 /// What a caller may do. Each may also do what an observer may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,17 @@ pub struct Roles {
     pub responder: Vec<String>,
 }
 
+impl Role {
+    /// As it stands in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Observer => "observer",
+            Self::Operator => "operator",
+            Self::Responder => "responder",
+        }
+    }
+}
+
 impl Roles {
     /// Whether nobody has any.
     pub fn is_empty(&self) -> bool {
@@ -51,24 +63,31 @@ impl Roles {
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Caller {
-    /// For messages.
-    name: String,
-    roles: Vec<Role>,
+    /// For messages and the audit log.
+    pub(super) name: String,
+    pub(super) roles: Vec<Role>,
+    /// From where: a process of this node or an address.
+    peer: String,
 }
 
 impl Caller {
     /// The user of a process on this node; `None` if it may do nothing. Only the daemon's own user
     /// and root can open the socket; this holds even where somebody changed its mode.
-    pub(super) fn of_user(uid: u32) -> Option<Self> {
+    pub(super) fn of_user(uid: u32, pid: Option<i32>) -> Option<Self> {
         let own = nix::unistd::geteuid().as_raw();
         (uid == 0 || uid == own).then(|| Self {
             name: format!("user {uid}"),
+            peer: pid.map_or_else(String::new, |pid| format!("pid {pid}")),
             roles: vec![Role::Observer, Role::Operator, Role::Responder],
         })
     }
 
     /// Whom a certificate names that was verified.
-    pub(super) fn of_certificate(certificate: &CertificateDer<'_>, roles: &Roles) -> Self {
+    pub(super) fn of_certificate(
+        certificate: &CertificateDer<'_>,
+        roles: &Roles,
+        peer: String,
+    ) -> Self {
         let names: Vec<String> = webpki::EndEntityCert::try_from(certificate)
             .map(|certificate| {
                 let dns = certificate.valid_dns_names();
@@ -77,6 +96,7 @@ impl Caller {
             })
             .unwrap_or_default();
         Self {
+            peer,
             roles: roles.of(&names),
             name: if names.is_empty() {
                 "a certificate without a name".to_owned()
@@ -86,19 +106,14 @@ impl Caller {
         }
     }
 
-    /// Refuses a request whose caller has no role.
-    pub(super) fn check_observer(request: Request<()>) -> Result<Request<()>, Status> {
-        let Some(caller) = request.extensions().get::<Self>() else {
-            return Err(Status::unauthenticated("who calls is not known"));
-        };
-        if caller.roles.is_empty() {
-            tracing::warn!(caller = caller.name, "a caller without a role was refused");
-            return Err(Status::permission_denied(format!(
-                "{} has no role here: name it below [roles] in the daemon's configuration",
-                caller.name
-            )));
+    /// As the audit log has it.
+    pub(super) fn who(&self) -> Who {
+        let roles = self.roles.iter().map(|role| role.name().to_owned());
+        Who {
+            name: self.name.clone(),
+            roles: roles.collect(),
+            peer: self.peer.clone(),
         }
-        Ok(request)
     }
 }
 

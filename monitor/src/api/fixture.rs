@@ -18,7 +18,7 @@ use super::{
     Account, Address, ContentsError, CoverageError, ImageContents, Listener, Node, Security,
     ServeError, VerifyError, serve,
 };
-use crate::alerts::AlertLog;
+use crate::{alerts::AlertLog, audit::Audit};
 
 /// A node that knows two containers and one image.
 pub(crate) struct StubNode;
@@ -212,7 +212,8 @@ impl Fixture {
         let (shutdown, is_shutdown) = watch::channel(false);
         let listener = Listener::bind(address, security.as_ref()).unwrap();
         let address = listener.address();
-        let account = Account::new(Arc::new(StubNode), log.clone(), is_ready, security);
+        let audit = Audit::start(&directory.path().join("audit")).unwrap();
+        let account = Account::new(Arc::new(StubNode), log.clone(), audit, is_ready, security);
         let server = tokio::spawn(serve(vec![listener], Arc::new(account), is_shutdown));
         Self {
             directory,

@@ -185,20 +185,22 @@ impl Accepted {
         let refused = |what: &str| io::Error::new(io::ErrorKind::PermissionDenied, what);
         match self {
             Self::Unix(stream) => {
-                let uid = stream.peer_cred()?.uid();
-                let caller = Caller::of_user(uid).ok_or_else(|| {
+                let peer = stream.peer_cred()?;
+                let uid = peer.uid();
+                let caller = Caller::of_user(uid, peer.pid()).ok_or_else(|| {
                     refused(&format!("user {uid} is neither root nor the daemon's"))
                 })?;
                 Ok((Either::Left(stream), caller))
             }
             Self::Tcp(stream, security) => {
+                let peer = stream.peer_addr()?.to_string();
                 let acceptor = TlsAcceptor::from(security.tls.config());
                 let stream = timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await??;
                 let certificates = stream.get_ref().1.peer_certificates();
                 let certificate = certificates
                     .and_then(|all| all.first())
                     .ok_or_else(|| refused("no certificate"))?;
-                let caller = Caller::of_certificate(certificate, &security.roles);
+                let caller = Caller::of_certificate(certificate, &security.roles, peer);
                 Ok((Either::Right(stream), caller))
             }
         }

@@ -6,11 +6,13 @@
 mod account;
 pub mod address;
 mod alerts;
+mod audit;
 pub mod caller;
 mod fanout;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod frames;
+mod guard;
 pub mod listener;
 mod process;
 pub mod server;
@@ -110,7 +112,7 @@ pub trait Node: Send + Sync + 'static {
         to: Option<jiff::Timestamp>,
     ) -> Result<v1::CoverageResponse, CoverageError>;
 
-    /// The node's account of itself. `version`, `started_at`, `ready`, `alerts`, `api` and
+    /// The node's account of itself. `version`, `started_at`, `ready`, `alerts`, `audit`, `api` and
     /// `memory_resident_bytes` are filled in by the API.
     async fn status(&self) -> v1::Status;
 }

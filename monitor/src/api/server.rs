@@ -18,7 +18,6 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     server::NamedService,
-    service::interceptor::InterceptedService,
     transport::{Server, server::Connected},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -30,6 +29,7 @@ use super::{
     caller::Caller,
     fanout::Fanout,
     frames::Framed,
+    guard::Guarded,
     listener::{Accepted, Bytes},
     service::Service,
 };
@@ -69,7 +69,7 @@ pub async fn serve(
     let service = MonitorServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let service = InterceptedService::new(Framed(service), Caller::check_observer);
+    let service = Guarded::new(Framed(service), account.audit.clone());
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

@@ -7,7 +7,8 @@ use monitor_api::v1::{
     AlertsRequest, AlertsResponse, ContainersRequest, ContainersResponse, CoverageRequest,
     CoverageResponse, GetAlertRequest, GetAlertResponse, ImageContentsRequest,
     ImageContentsResponse, ImageUsageRequest, ImageUsageResponse, ImagesRequest, ImagesResponse,
-    ListAlertsRequest, ListAlertsResponse, StatusRequest, StatusResponse, VerifyContainerRequest,
+    ListAlertsRequest, ListAlertsResponse, ListAuditRequest, ListAuditResponse, StatusRequest,
+    StatusResponse, VerifyAuditRequest, VerifyAuditResponse, VerifyContainerRequest,
     VerifyContainerResponse, VerifyImageRequest, VerifyImageResponse, monitor_server::Monitor,
 };
 use tokio::{
@@ -22,8 +23,11 @@ use super::{
     REQUEST_TIME_MAX, STREAM_AHEAD_MAX, VerifyError,
     account::Account,
     alerts::{self, AlertStream},
+    audit,
+    caller::Role,
     fanout::Fanout,
     frames::Handover,
+    guard,
 };
 use crate::alerts::AlertLog;
 
@@ -36,6 +40,9 @@ const IMAGE_BYTES_MAX: usize = 1024;
 
 /// Most bytes of a container's id or name in a request; containerd's ids have at most 76.
 const CONTAINER_BYTES_MAX: usize = 256;
+
+/// Who may read the audit log: those who are in it.
+const AUDITORS: [Role; 2] = [Role::Operator, Role::Responder];
 
 /// Answers calls.
 pub(super) struct Service {
@@ -88,9 +95,12 @@ impl Monitor for Service {
                 "{ALERT_STREAMS_MAX} alert streams are open, which is the limit; close one"
             ))
         })?;
+        let who = guard::of(&request)?.who();
         let (send, receive) = mpsc::channel(STREAM_AHEAD_MAX);
         let stream = AlertStream {
             log: self.log().clone(),
+            audit: self.account.audit.clone(),
+            who,
             fanout: Arc::clone(&self.fanout),
             requests: request.into_inner(),
             responses: send,
@@ -210,6 +220,26 @@ impl Monitor for Service {
         let (from, to) = (read_time("from", from)?, read_time("to", to)?);
         let covered = within(self.node().coverage(&container, from, to)).await??;
         Ok(Response::new(covered))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<ListAuditRequest>,
+    ) -> Result<Response<ListAuditResponse>, Status> {
+        let log = &self.account.audit;
+        guard::permit(log, &request, "ListAudit", &AUDITORS).await?;
+        let page = within(audit::list(log, &request.into_inner())).await??;
+        Ok(Response::new(page))
+    }
+
+    async fn verify_audit(
+        &self,
+        request: Request<VerifyAuditRequest>,
+    ) -> Result<Response<VerifyAuditResponse>, Status> {
+        let log = &self.account.audit;
+        guard::permit(log, &request, "VerifyAudit", &AUDITORS).await?;
+        let report = within(audit::verify(log, &request.into_inner())).await??;
+        Ok(Response::new(report))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

@@ -9,7 +9,7 @@ use std::fmt::Debug;
 
 use monitor_api::v1::{
     AlertsRequest, AlertsResponse, ContainersRequest, ImageContentsRequest, ImagesRequest,
-    StatusRequest,
+    ListAuditRequest, StatusRequest, VerifyAuditRequest,
     alerts_request::{Acknowledged, Now, Oldest, Start, start::Position},
     alerts_response::{Expired, Response},
     monitor_client::MonitorClient,

@@ -4,6 +4,7 @@ use std::{ffi::OsString, num::ParseIntError, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use jiff::Timestamp;
+use monitor_api::v1::AuditLink;
 
 use super::Failure;
 use crate::api::Address;
@@ -112,6 +113,10 @@ Examples:
     /// Images of the node
     #[command(subcommand)]
     Image(ImageCommand),
+
+    /// Who changed what by the API
+    #[command(subcommand)]
+    Audit(AuditCommand),
 }
 
 /// A cursor, and the journal it is of if that was said.
@@ -267,6 +272,51 @@ Examples:
 
     /// Which image ran on this node since the daemon started, where and when
     Usage,
+}
+
+/// What to do with the audit log.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Calls that changed something, and those refused for want of a role, oldest first
+    List {
+        /// Start after this record; 0 is before the first
+        #[arg(long, value_name = "SEQUENCE", default_value_t = 0)]
+        since: u64,
+    },
+
+    /// Whether records were removed or changed; exit status 1 if some were
+    #[command(
+        long_about = "\
+Whether records of the audit log were removed or changed: how many there are, the first and the last with
+their hashes, and where the chain is broken. Exit status 1 if it is.
+
+Whoever is root on the node can write the whole log anew, or cut its end off, without a break in it. That
+is found by the hash of a record that was noted elsewhere: by `last` of an earlier run, by `status`, or
+by the daemon's own log, and given by --head.",
+        after_help = "\
+Examples:
+  monitorctl audit verify
+  monitorctl audit verify --head 4711/9f86d0…"
+    )]
+    Verify {
+        /// A record that was noted elsewhere, and its hash
+        #[arg(long, value_name = "SEQUENCE/HASH", value_parser = read_link)]
+        head: Option<AuditLink>,
+    },
+}
+
+/// A record and its hash on the command line.
+fn read_link(text: &str) -> Result<AuditLink, String> {
+    let read = || {
+        let (sequence, hash) = text.split_once('/')?;
+        Some(AuditLink {
+            sequence: sequence.parse().ok()?,
+            hash: crate::audit::chain::hash(hash)?.to_string(),
+        })
+    };
+    read().ok_or_else(|| {
+        format!("{text:?} is no record; give its sequence, `/` and the 64 digits of its hash")
+    })
 }
 
 /// What the command line asks for.

@@ -5,6 +5,7 @@
 mod alerts;
 pub mod args;
 mod attest;
+mod audit;
 mod connect;
 mod coverage;
 mod failure;
@@ -23,7 +24,7 @@ use tonic::transport::Channel;
 
 use crate::alerts::build::timestamp;
 pub use args::{Arguments, Format};
-use args::{Command, ContainerCommand, ImageCommand};
+use args::{AuditCommand, Command, ContainerCommand, ImageCommand};
 pub use failure::Failure;
 pub use output::{Output, Terminal};
 
@@ -78,6 +79,12 @@ pub async fn run(
             container,
             signing_key,
         }) => attest::run(&mut client, container, &signing_key, &mut output).await,
+        Command::Audit(AuditCommand::List { since }) => {
+            audit::list(&mut client, since, &mut output).await
+        }
+        Command::Audit(AuditCommand::Verify { head }) => {
+            answered(audit::verify(&mut client, head, &mut output)).await
+        }
         Command::Image(ImageCommand::Verify { image }) => {
             verify::image(&mut client, image, &mut output).await
         }
@@ -93,7 +100,7 @@ pub async fn run(
     }
 }
 
-async fn answered(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+async fn answered<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     timeout(ANSWER_TIME_MAX, command).await.unwrap_or_else(|_| {
         Err(Failure::Failed(format!(
             "the daemon did not answer within {} s; look at its log",

@@ -143,6 +143,14 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
             .iter()
             .map(|output| ("output", output_fact(output))),
     );
+    if let Some(audit) = &status.audit {
+        let head = audit.head.clone().unwrap_or_default();
+        let mut fact = format!("{} records, head {}", head.sequence, head.hash);
+        if !audit.fault.is_empty() {
+            fact = format!("changes are refused, it cannot be written: {}", audit.fault);
+        }
+        facts.push(("audit", fact));
+    }
     if let Some(api) = &status.api {
         facts.push((
             "clients",

@@ -205,12 +205,13 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
-    use crate::{alerts::AlertLog, api::fixture::StubNode};
+    use crate::{alerts::AlertLog, api::fixture::StubNode, audit::Audit};
 
     struct Served {
         address: SocketAddr,
         ready: watch::Sender<bool>,
         _shutdown: watch::Sender<bool>,
+        _directory: tempfile::TempDir,
     }
 
     impl Served {
@@ -219,12 +220,16 @@ mod tests {
             let address = listener.0.local_addr().unwrap();
             let (ready, is_ready) = watch::channel(false);
             let (shutdown, _) = watch::channel(false);
-            let account = Account::new(Arc::new(StubNode), AlertLog::new(), is_ready, None);
+            let directory = tempfile::TempDir::new().unwrap();
+            let audit = Audit::start(directory.path()).unwrap();
+            let node = Arc::new(StubNode);
+            let account = Account::new(node, AlertLog::new(), audit, is_ready, None);
             tokio::spawn(serve_within(listener, Arc::new(account), limits));
             Self {
                 address,
                 ready,
                 _shutdown: shutdown,
+                _directory: directory,
             }
         }
 

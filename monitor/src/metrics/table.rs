@@ -466,6 +466,24 @@ pub(super) const METRICS: &[Metric] = &[
         "1 while the journal cannot be written, so that alerts are in memory alone",
         |facts| one(facts.alerts.memory_only.is_some().into()),
     ),
+    counter(
+        "monitor_audit_records_total",
+        "records",
+        &[],
+        "records of the audit log since it began, also those that expired",
+        |facts| {
+            of(&facts.status.audit, |audit| {
+                audit.head.as_ref().map_or(0, |head| head.sequence)
+            })
+        },
+    ),
+    counter(
+        "monitor_audit_failures_total",
+        "records",
+        &[],
+        "records of the audit log that could not be written at once; changes are refused then",
+        |facts| of(&facts.status.audit, |audit| audit.failures),
+    ),
     gauge(
         "monitor_consumer_lag_alerts",
         "alerts",

@@ -73,6 +73,59 @@ async fn a_named_consumer_resumes_after_what_it_acknowledged() {
     assert_eq!(next(&mut nameless).await, Err(Code::InvalidArgument));
 }
 
+/// A stream of consumer `soc` of three alerts, that acknowledges `cursor`; what it says then.
+async fn acknowledged(fixture: &Fixture, cursor: u64) -> Result<String, Code> {
+    let mut client = fixture.client().await;
+    let first = request(|start| start.consumer = "soc".to_owned());
+    let (send, mut stream) = open(&mut client, first).await;
+    expect(&mut stream, &["=3", "1", "2", "3"]).await;
+    send.send(acknowledge(cursor)).await.unwrap();
+    let said = next(&mut stream).await;
+    if said.is_ok() {
+        send.send(acknowledge(cursor + 1)).await.unwrap();
+        expect(&mut stream, &[&format!("+{}", cursor + 1)]).await;
+    }
+    said
+}
+
+#[tokio::test]
+async fn a_stream_s_first_acknowledgement_is_audited() {
+    let fixture = Fixture::new();
+    fixture.append(3);
+    for cursor in [1, 2] {
+        assert_eq!(
+            acknowledged(&fixture, cursor).await,
+            Ok(format!("+{cursor}"))
+        );
+    }
+    let mut client = fixture.client().await;
+    let page = client.list_audit(ListAuditRequest::default()).await;
+    let records = page.unwrap().into_inner().records;
+    let said: Vec<_> = records
+        .iter()
+        .map(|it| (it.object.as_str(), it.outcome.as_str()))
+        .collect();
+    let soc = "consumer/soc";
+    assert_eq!(said, [(soc, "begun"), (soc, "done"), (soc, "done")]);
+    let pid = format!("pid {}", std::process::id());
+    assert!(records.iter().all(|it| it.peer == pid), "{records:?}");
+}
+
+#[tokio::test]
+async fn no_consumer_is_registered_that_cannot_be_audited() {
+    let directory = tempfile::TempDir::new().unwrap();
+    std::fs::write(directory.path().join("audit"), "in the way").unwrap();
+    let address = Address::Unix(directory.path().join("monitord.sock"));
+    let fixture = Fixture::serving(AlertLog::new(), directory, &address, None);
+    fixture.append(3);
+    let refused = acknowledged(&fixture, 1).await;
+    assert_eq!(refused, Err(Code::FailedPrecondition));
+    assert_eq!(fixture.log.consumers().get("soc"), None);
+    let status = fixture.client().await.status(StatusRequest {}).await;
+    let audit = status.unwrap().into_inner().status.unwrap().audit.unwrap();
+    assert!(!audit.fault.is_empty());
+}
+
 #[tokio::test]
 async fn no_more_is_sent_than_credits_allow() {
     let fixture = Fixture::new();

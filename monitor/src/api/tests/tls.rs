@@ -50,6 +50,7 @@ impl Daemon {
             tls: Tls::load(&files).unwrap(),
             roles: Roles {
                 observer: vec!["soc.example".to_owned()],
+                operator: vec!["auditor.example".to_owned()],
                 ..Roles::default()
             },
         };
@@ -210,4 +211,57 @@ fn a_file_that_cannot_be_used_is_named() {
         },
         &["tls.key", "no regular file"],
     );
+}
+
+#[tokio::test]
+async fn who_may_not_read_the_audit_log_is_in_it() {
+    let daemon = Daemon::start();
+    let mut soc = daemon.observer(&daemon.own).await;
+    assert_eq!(
+        code(soc.list_audit(ListAuditRequest::default()).await),
+        Code::PermissionDenied
+    );
+    let guest = daemon.clients.issue("guest.example");
+    let mut guest = daemon.connect(&daemon.own, Some(guest)).await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(
+            code(guest.status(StatusRequest {}).await),
+            Code::PermissionDenied
+        );
+    }
+    let auditor = daemon.clients.issue("auditor.example");
+    let mut auditor = daemon.connect(&daemon.own, Some(auditor)).await.unwrap();
+    let page = auditor
+        .list_audit(ListAuditRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let records = page.records.iter();
+    let said: Vec<_> = records
+        .map(|it| {
+            (
+                it.caller.as_str(),
+                it.method.as_str(),
+                it.outcome.as_str(),
+                it.count,
+            )
+        })
+        .collect();
+    // Of repeats the number follows.
+    let expect = [
+        ("soc.example", "ListAudit", "refused", 1),
+        ("guest.example", "Status", "refused", 1),
+    ];
+    assert_eq!(said, expect);
+    assert!(
+        page.records
+            .iter()
+            .all(|it| it.peer.starts_with("127.0.0.1:"))
+    );
+    let report = auditor
+        .verify_audit(VerifyAuditRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!((report.records, report.broken), (2, 0));
 }
