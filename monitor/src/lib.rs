@@ -18,5 +18,6 @@ pub mod doctor;
 pub mod image;
 pub mod metrics;
 pub mod outputs;
+pub mod registry;
 pub mod sensor;
 pub mod verify;
