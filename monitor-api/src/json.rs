@@ -303,6 +303,13 @@ pub fn status(status: &v1::Status) -> Value {
             "corrupt": index.corrupt,
             "failed": index.failed,
         })),
+        "registry": status.registry.as_ref().map(|registry| json!({
+            "layers": registry.layers,
+            "bytes": registry.bytes,
+            "fetching": registry.fetching,
+            "failed": registry.failed,
+            "error": text(&registry.error),
+        })),
         "coverage": status.coverage.as_ref().map(|coverage| json!({
             "gaps": coverage.gaps,
             "self_check": coverage.self_check.as_ref().map(|check| json!({

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::{
     alerts::{Retention, journal::JOURNAL_BYTES_MIN},
     api::{Address, Roles, TlsFiles},
-    outputs,
+    outputs, registry,
 };
 
 /// Bytes of a configuration file; a longer one is refused.
@@ -51,6 +51,8 @@ pub struct Config {
     pub roles: Roles,
     /// Where alerts are written to beside the API.
     pub output: Vec<outputs::Settings>,
+    /// Whether and how registries are asked for blobs that containerd does not have.
+    pub registry: registry::Options,
     /// Address of this machine alone to serve metrics and probes on; nowhere if left out.
     pub metrics: Option<SocketAddr>,
 }
@@ -99,6 +101,7 @@ impl Default for Config {
             tls: None,
             roles: Roles::default(),
             output: Vec::new(),
+            registry: registry::Options::default(),
             metrics: None,
         }
     }
@@ -247,11 +250,17 @@ impl Config {
                 allowed: format!("1 to {DAYS_MAX}"),
             });
         }
-        for (key, path) in [
+        let credentials = self.registry.credentials.iter();
+        let paths = [
             ("containerd", &self.containerd),
             ("state", &self.state),
             ("pin_directory", &self.pin_directory),
-        ] {
+            ("registry.ca", &self.registry.ca),
+        ];
+        for (key, path) in paths
+            .into_iter()
+            .chain(credentials.map(|path| ("registry.credentials", path)))
+        {
             if !path.is_absolute() {
                 return Err(ValueError::Relative {
                     key,
@@ -295,6 +304,12 @@ mod tests {
         check("metrics = '127.0.0.1:9117'", Ok(""));
         check("metrics = '[::1]:0'", Ok(""));
         check("metrics = '0.0.0.0:9117'", Err("from elsewhere"));
+        check(
+            "[registry]\nenabled = true\nplain_http = ['127.0.0.1:1']",
+            Ok(""),
+        );
+        check("registry.credentials = 'a'", Err("registry.credentials"));
+        check("registry.insecure = true", Err("`plain_http`"));
         check("metrics = 'localhost'", Err("metrics = 'localhost'"));
         check("listen = []", Err("listen is empty"));
         check("node = ''", Err("node is empty"));

@@ -19,5 +19,6 @@ pub mod doctor;
 pub mod image;
 pub mod metrics;
 pub mod outputs;
+pub mod registry;
 pub mod sensor;
 pub mod verify;

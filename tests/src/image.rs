@@ -60,8 +60,11 @@ pub struct Image {
     /// Digests of the layers, lowest first.
     pub layers: Vec<LayerDigests>,
     index_size: usize,
-    blobs: Vec<(String, Vec<u8>)>,
+    blobs: Vec<Blob>,
 }
+
+/// Media type, digest and bytes.
+type Blob = (String, String, Vec<u8>);
 
 /// The digests of a layer.
 #[derive(Clone, Debug)]
@@ -132,6 +135,12 @@ impl Image {
         })
     }
 
+    /// Media type, digest and bytes of all its blobs, each before those that name it.
+    pub fn blobs(&self) -> impl Iterator<Item = (&str, &str, &[u8])> {
+        let blobs = self.blobs.iter();
+        blobs.map(|(kind, digest, bytes)| (kind.as_str(), digest.as_str(), bytes.as_slice()))
+    }
+
     /// The OCI layout as one tar, as `ctr images import` reads it.
     pub fn archive(&self) -> Result<Vec<u8>> {
         let top = json!({
@@ -153,7 +162,7 @@ impl Image {
             Ok(())
         };
         add("oci-layout", br#"{"imageLayoutVersion": "1.0.0"}"#)?;
-        for (digest, bytes) in &self.blobs {
+        for (_, digest, bytes) in &self.blobs {
             add(&format!("blobs/{}", digest.replacen(':', "/", 1)), bytes)?;
         }
         add("index.json", &serde_json::to_vec(&top)?)?;
@@ -161,12 +170,12 @@ impl Image {
     }
 }
 
-fn put(blobs: &mut Vec<(String, Vec<u8>)>, kind: &str, bytes: Vec<u8>) -> (String, Value) {
+fn put(blobs: &mut Vec<Blob>, kind: &str, bytes: Vec<u8>) -> (String, Value) {
     let digest = digest(&bytes);
     let descriptor = json!({"mediaType": kind, "digest": digest, "size": bytes.len()});
     // Two equal layers are one blob.
-    if !blobs.iter().any(|(known, _)| *known == digest) {
-        blobs.push((digest.clone(), bytes));
+    if !blobs.iter().any(|(_, known, _)| *known == digest) {
+        blobs.push((kind.to_owned(), digest.clone(), bytes));
     }
     (digest, descriptor)
 }

@@ -15,6 +15,7 @@ pub mod http;
 pub mod image;
 pub mod layer;
 pub mod poll;
+pub mod registry;
 pub mod scratch;
 pub mod skip;
 pub mod small;

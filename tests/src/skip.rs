@@ -37,6 +37,8 @@ pub enum Need {
     UserNamespaces,
     /// Layers of Debian packages.
     DebianLayers,
+    /// Debian's registry for images.
+    DockerRegistry,
     /// gRPC for Python, and what makes stubs for it.
     PythonGrpc,
 }
@@ -64,6 +66,9 @@ impl Need {
             }
             Self::UserNamespaces => absent("/proc/self/uid_map"),
             Self::DebianLayers => absent(&debian_layers().to_string_lossy()),
+            Self::DockerRegistry => on_path("docker-registry")
+                .is_none()
+                .then(|| "docker-registry is not on the path".to_owned()),
             Self::PythonGrpc => [
                 "/usr/lib/python3/dist-packages/grpc",
                 "/usr/lib/python3/dist-packages/google/protobuf",

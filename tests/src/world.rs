@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    fs,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -46,13 +47,25 @@ impl World {
 
     /// The same, with something done to containerd before monitord starts.
     pub fn start_after(prepare: impl FnOnce(&Containerd) -> Result<()>) -> Result<Self> {
+        Self::start_configured("", prepare)
+    }
+
+    /// The same, with a configuration of monitord.
+    pub fn start_configured(
+        config: &str,
+        prepare: impl FnOnce(&Containerd) -> Result<()>,
+    ) -> Result<Self> {
         let alone = Alone::wait();
         let containerd = Containerd::start()?;
         let base = image::base(BASE)?;
         containerd.import(&base)?;
         prepare(&containerd)?;
         let directory = containerd.directory().join("monitord");
-        let daemon = Daemon::start(&containerd.address(), &directory)?;
+        let file = containerd.directory().join("monitord.toml");
+        fs::write(&file, config)?;
+        let mut command = Daemon::command(&containerd.address(), &directory)?;
+        let daemon = Daemon::spawn(command.arg("--config").arg(file), &directory)?;
+        daemon.wait_ready()?;
         let alerts = daemon.follow()?;
         Ok(Self {
             alerts,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use tests::{
     alerts::{summary, text},
     containerd::{Containerd, Run},
@@ -94,6 +95,8 @@ fn an_image_whose_blobs_were_discarded_is_judged_by_what_was_unpacked() -> Resul
         discard(containerd, &image)
     })?;
     check(&world, "unpacked")?;
+    let registry = world.daemon.status()?.get("registry").cloned();
+    ensure!(registry == Some(Value::Null), "unasked: {registry:?}");
     let stays = Run::new(SHOP, "stays").shell("while :; do sleep 1; done");
     world.containerd.start_container(&stays)?;
     until("the inventory to say unpacked", PATIENCE, || {

@@ -110,7 +110,7 @@ const LAYERS: [Layer; 4] = [
     Layer {
         name: "hyper",
         // The body of an alert stream is our own.
-        rooms: &["metrics", "api/frames.rs"],
+        rooms: &["metrics", "registry", "api/frames.rs"],
     },
 ];
 

@@ -5,9 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use monitor_api::v1;
 use tokio::sync::Semaphore;
 
-use super::bytes::Read;
+use super::{bytes::Read, fetching::Fetcher};
 use crate::{
     containerd::Client,
     containers::{Container, ImageId},
@@ -20,6 +21,7 @@ use crate::{
         store::ImageStore,
         unpacked::{Layers, Snapshot},
     },
+    registry::Registry,
     sensor::event::FileUse,
 };
 
@@ -34,16 +36,24 @@ const HASHING_MAX: usize = 1;
 pub(super) struct ContentsReader {
     images: ImageStore,
     containerd: Client,
+    fetcher: Option<Arc<Fetcher>>,
     hashing: Semaphore,
 }
 
 impl ContentsReader {
-    pub(super) fn new(images: ImageStore, containerd: Client) -> Self {
+    /// `registry` is asked for blobs that containerd does not have.
+    pub(super) fn new(images: ImageStore, containerd: Client, registry: Option<Registry>) -> Self {
         Self {
+            fetcher: registry.map(|registry| Fetcher::new(images.clone(), registry)),
             images,
             containerd,
             hashing: Semaphore::new(HASHING_MAX),
         }
+    }
+
+    /// What became of asking registries, where that is configured.
+    pub(super) fn registry(&self) -> Option<v1::status::Registry> {
+        Some(self.fetcher.as_ref()?.status())
     }
 
     /// Contents by image, from blobs alone.
@@ -64,6 +74,11 @@ impl ContentsReader {
             let namespace = &container.runtime_namespace;
             match self.images.contents(namespace, image).await {
                 Err(error) if error.missing_blob().is_some() => {
+                    if let Some(fetcher) = &self.fetcher
+                        && let Some(contents) = fetcher.fetch(container, image).await
+                    {
+                        return Ok(contents);
+                    }
                     let layers = Layers::of(image);
                     let unpacked = self.unpacked(container, &layers).await;
                     return unpacked.map_err(|unpacked| error.and(unpacked));

@@ -6,6 +6,7 @@ mod connects;
 mod contents;
 mod coverage;
 mod executed;
+mod fetching;
 mod find;
 mod forget;
 mod node;
@@ -55,6 +56,7 @@ use crate::{
     image::store::ImageStore,
     metrics,
     outputs::Outputs,
+    registry::Registry,
     sensor::{
         Sensor,
         pins::{Pins, PinsError},
@@ -108,8 +110,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let client = containerd::Client::connect(&config.containerd).await?;
     let _lock = lock(&config.state)?;
     let pins = pins(&config)?;
+    let registry = config.registry.enabled;
+    let registry = registry
+        .then(|| Registry::new(&config.registry))
+        .transpose()?;
     let images = ImageStore::open(&config.state.join("layers"), Arc::new(client.clone()))?;
-    let contents = Arc::new(contents::ContentsReader::new(images, client.clone()));
+    let contents = Arc::new(contents::ContentsReader::new(
+        images,
+        client.clone(),
+        registry,
+    ));
     let journal = config.state.join("journal");
     let retention = config.journal.retention();
     let log = tokio::task::spawn_blocking(move || AlertLog::open(&journal, retention))

@@ -324,6 +324,7 @@ impl Node for NodeView {
         .into_iter()
         .collect();
         status.index = Some(index(&stats));
+        status.registry = self.contents.registry();
         let Some(snapshot) = self.snapshot().await else {
             return status;
         };

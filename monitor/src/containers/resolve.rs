@@ -22,7 +22,7 @@ use crate::{
     containerd::{Client, ContainerdError, ImageRecord, SnapshotRecord},
     digest::Digest,
     image::{
-        blobs::{BlobError, DocumentError, read_document},
+        blobs::{BlobError, Blobs as _, DocumentError, read_document},
         manifest::{self, Document, Manifest, ManifestError, choose_platform},
     },
 };
@@ -297,7 +297,7 @@ impl Resolver {
     /// A blob whose bytes have this digest.
     async fn blob(&self, namespace: &str, digest: &Digest) -> Result<Vec<u8>, ReadError> {
         let read = |client: Client| async move {
-            match read_document(&client, namespace, digest).await {
+            match read_document(client.open(namespace, digest), digest).await {
                 Err(DocumentError::Blob(BlobError::Unavailable(reason))) => {
                     Err(ContainerdError::Failed {
                         what: format!("read {digest}"),

@@ -86,6 +86,19 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
             ),
         ));
     }
+    if let Some(registry) = &status.registry {
+        let mut fact = format!(
+            "{} layers ({} KiB) read from registries, {} images being read, {} failed",
+            registry.layers,
+            registry.bytes / 1024,
+            registry.fetching,
+            registry.failed
+        );
+        if !registry.error.is_empty() {
+            fact = format!("{fact}: {}", registry.error);
+        }
+        facts.push(("registry", fact));
+    }
     if let Some(coverage) = &status.coverage {
         facts.push(("gaps", coverage.gaps.to_string()));
         if let Some(check) = &coverage.self_check {

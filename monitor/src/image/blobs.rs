@@ -29,6 +29,27 @@ pub trait Blobs: Send + Sync + 'static {
     fn open(&self, namespace: &str, digest: &Digest) -> BlobStream;
 }
 
+/// What of an image is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its manifest, of at most [`DOCUMENT_BYTES_MAX`].
+    Manifest,
+    /// Its config, likewise.
+    Config,
+    /// A layer.
+    Layer {
+        /// Of the blob, as the manifest says; neither more nor fewer are given.
+        bytes: u64,
+    },
+}
+
+/// Gives the blobs of one image that the node does not have any more. What it gives is checked by
+/// whoever reads it.
+pub trait Origin: Send + Sync + 'static {
+    /// The bytes of a blob.
+    fn open(&self, part: Part, digest: &Digest) -> BlobStream;
+}
+
 /// A blob could not be read.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BlobError {
@@ -38,6 +59,16 @@ pub enum BlobError {
     /// The content store could not be asked, or stopped answering.
     #[error("content store unavailable: {0}")]
     Unavailable(String),
+    /// A registry did not give it.
+    #[error("registry {registry}, blob {digest}: {reason}")]
+    Registry {
+        /// The registry, `HOST` or `HOST:PORT`.
+        registry: String,
+        /// The blob.
+        digest: Digest,
+        /// Why not.
+        reason: String,
+    },
 }
 
 /// A manifest, an index or a config could not be read.
@@ -57,11 +88,9 @@ pub enum DocumentError {
 /// Reads a manifest, an index or a config and checks its digest. At most [`DOCUMENT_BYTES_MAX`]
 /// bytes are read.
 pub async fn read_document(
-    blobs: &dyn Blobs,
-    namespace: &str,
+    mut stream: BlobStream,
     digest: &Digest,
 ) -> Result<Vec<u8>, DocumentError> {
-    let mut stream = blobs.open(namespace, digest);
     let mut document = Vec::new();
     while let Some(chunk) = next(&mut stream).await? {
         if document.len().saturating_add(chunk.len()) > DOCUMENT_BYTES_MAX {

@@ -6,7 +6,7 @@ use std::{num::NonZeroUsize, sync::Arc};
 use lru::LruCache;
 
 use super::{
-    blobs::read_document,
+    blobs::{BlobError, DocumentError, Origin, Part, read_document},
     error::Cause,
     manifest::{self, Document, Manifest},
     store::{Inner, without_index},
@@ -19,8 +19,16 @@ const STACKS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// The layers of an image, as its documents name them.
 pub(super) struct Stack {
-    /// Blob and diff ID of each, bottom to top.
-    pub(super) layers: Vec<(Digest, Digest)>,
+    /// Bottom to top.
+    pub(super) layers: Vec<StackLayer>,
+}
+
+/// One of them.
+pub(super) struct StackLayer {
+    pub(super) blob: Digest,
+    /// Of the blob, as the manifest says.
+    pub(super) bytes: u64,
+    pub(super) diff_id: Digest,
 }
 
 /// Of images without their index.
@@ -51,27 +59,34 @@ pub(super) fn remove<V>(cache: &mut LruCache<ImageId, V>, manifests: &[Digest]) 
 }
 
 impl Inner {
-    /// Which layers an image has, as it was read once, or by its documents.
+    /// Which layers an image has, as it was read once, or by its documents; those that the node does
+    /// not have are read from `origin`.
     pub(super) async fn stack(
         &self,
         namespace: &str,
         image: &ImageId,
+        origin: Option<&dyn Origin>,
     ) -> Result<Arc<Stack>, Cause> {
         let known = self.state().stacks.get(image);
         if let Some(known) = known {
             return Ok(known);
         }
         let (manifest, config) = tokio::try_join!(
-            self.manifest(namespace, image),
-            self.config(namespace, image)
+            self.manifest(namespace, image, origin),
+            self.config(namespace, image, origin)
         )?;
         if manifest.layers.len() != config.diff_ids.len() {
             let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
             return Err(Cause::LayerCount { layers, diff_ids });
         }
-        let blobs = manifest.layers.iter().map(|layer| layer.digest);
+        let layers = manifest.layers.iter().zip(config.diff_ids);
+        let layers = layers.map(|(layer, diff_id)| StackLayer {
+            blob: layer.digest,
+            bytes: layer.size,
+            diff_id,
+        });
         let stack = Arc::new(Stack {
-            layers: blobs.zip(config.diff_ids).collect(),
+            layers: layers.collect(),
         });
         let mut state = self.state();
         let key = without_index(image);
@@ -87,8 +102,8 @@ impl Inner {
     ) -> Result<Vec<Digest>, Cause> {
         let known = self.state().stacks.get(image);
         match known {
-            Some(stack) => Ok(stack.layers.iter().map(|(_, diff_id)| *diff_id).collect()),
-            None => Ok(self.config(namespace, image).await?.diff_ids),
+            Some(stack) => Ok(stack.layers.iter().map(|layer| layer.diff_id).collect()),
+            None => Ok(self.config(namespace, image, None).await?.diff_ids),
         }
     }
 
@@ -97,9 +112,12 @@ impl Inner {
         &self,
         namespace: &str,
         image: &ImageId,
+        origin: Option<&dyn Origin>,
     ) -> Result<Manifest, Cause> {
         let digest = image.manifest;
-        let bytes = self.document(namespace, "manifest", &digest).await?;
+        let bytes = self
+            .document(namespace, Part::Manifest, &digest, origin)
+            .await?;
         let document = manifest::parse(&bytes);
         let what = "manifest";
         match document.map_err(|error| Cause::Malformed {
@@ -123,8 +141,11 @@ impl Inner {
         &self,
         namespace: &str,
         image: &ImageId,
+        origin: Option<&dyn Origin>,
     ) -> Result<manifest::Config, Cause> {
-        let config = self.document(namespace, "config", &image.config).await?;
+        let config = self
+            .document(namespace, Part::Config, &image.config, origin)
+            .await?;
         let config = manifest::parse_config(&config).map_err(|error| Cause::Malformed {
             what: "config",
             digest: image.config,
@@ -143,12 +164,22 @@ impl Inner {
     async fn document(
         &self,
         namespace: &str,
-        what: &'static str,
+        part: Part,
         digest: &Digest,
+        origin: Option<&dyn Origin>,
     ) -> Result<Vec<u8>, Cause> {
-        let document = read_document(&*self.blobs, namespace, digest).await;
+        let mut document = read_document(self.blobs.open(namespace, digest), digest).await;
+        if let (Err(DocumentError::Blob(BlobError::NotFound(_))), Some(origin)) =
+            (&document, origin)
+        {
+            document = read_document(origin.open(part, digest), digest).await;
+        }
         document.map_err(|error| Cause::Document {
-            what,
+            what: match part {
+                Part::Manifest => "manifest",
+                Part::Config => "config",
+                Part::Layer { .. } => "layer",
+            },
             digest: *digest,
             error,
         })

@@ -4,7 +4,8 @@
 //! [`manifest`] reads the documents that name the layers and [`documents`] remembers what they say;
 //! [`tar`], [`sparse`] and [`unpack`] turn the stream of a blob into a [`layer::Layer`], [`codec`] and
 //! [`disk`] keep it, [`contents`] answers for a stack of layers, and [`store`] brings them together,
-//! with [`saving`] for what stays on disk.
+//! with [`saving`] for what stays on disk and
+//! [`fetch`] for blobs that the node does not have any more.
 
 pub mod blobs;
 pub mod buffers;
@@ -15,6 +16,7 @@ mod decompress;
 mod disk;
 mod documents;
 pub mod error;
+mod fetch;
 mod hashing;
 pub mod layer;
 pub mod lower;

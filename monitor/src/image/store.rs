@@ -15,8 +15,9 @@ use super::{
     blobs::{BlobReader, Blobs},
     contents::Contents,
     disk::LayerFiles,
-    documents::{self, Stacks},
+    documents::{self, StackLayer, Stacks},
     error::{Cause, ContentsError, StoreError},
+    fetch::FETCHES_MAX,
     layer::Layer,
     manifest::{self, Manifest},
     saving::Unsaved,
@@ -67,6 +68,8 @@ pub struct Stats {
     pub loaded: u64,
     /// Layers read from blobs.
     pub built: u64,
+    /// Layers read from blobs that the node did not have.
+    pub fetched: u64,
     /// Layers read from the directories they were unpacked into.
     pub unpacked: u64,
     /// Files on disk that were corrupt or of another version; their layers are read from blobs.
@@ -99,6 +102,7 @@ pub(super) struct Inner {
     pub(super) files: LayerFiles,
     pub(super) loads: Arc<Semaphore>,
     builds: Arc<Semaphore>,
+    pub(super) fetches: Semaphore,
     state: Mutex<State>,
 }
 
@@ -136,6 +140,7 @@ impl ImageStore {
                 files,
                 loads: Arc::new(Semaphore::new(LOADS_MAX)),
                 builds: Arc::new(Semaphore::new(BUILDS_MAX)),
+                fetches: Semaphore::new(FETCHES_MAX),
                 state: Mutex::new(State {
                     images: LruCache::new(IMAGES_MAX),
                     image_bytes: 0,
@@ -175,7 +180,7 @@ impl ImageStore {
 
     /// An image's manifest, read now.
     pub async fn read_manifest(&self, namespace: &str, image: &ImageId) -> Result<Manifest, Cause> {
-        self.inner.manifest(namespace, image).await
+        self.inner.manifest(namespace, image, None).await
     }
 
     /// An image's config, read now.
@@ -184,7 +189,7 @@ impl ImageStore {
         namespace: &str,
         image: &ImageId,
     ) -> Result<manifest::Config, Cause> {
-        self.inner.config(namespace, image).await
+        self.inner.config(namespace, image, None).await
     }
 
     /// Reads a layer blob now, whatever is known of it, and checks both its digests.
@@ -305,22 +310,21 @@ impl Inner {
         namespace: &str,
         image: &ImageId,
     ) -> Result<Arc<Contents>, Cause> {
-        let stack = self.stack(namespace, image).await?;
+        let stack = self.stack(namespace, image, None).await?;
         let mut layers = Vec::with_capacity(stack.layers.len());
-        for (blob, diff_id) in &stack.layers {
-            layers.push(self.layer(namespace, blob, diff_id).await?);
+        for layer in &stack.layers {
+            layers.push(self.layer(namespace, layer).await?);
         }
         Ok(Arc::new(Contents::new(image.clone(), layers)))
     }
 
     /// A layer from memory, else from disk, else from its blob.
-    async fn layer(
+    pub(super) async fn layer(
         self: &Arc<Self>,
         namespace: &str,
-        blob: &Digest,
-        diff_id: &Digest,
+        layer: &StackLayer,
     ) -> Result<Arc<Layer>, Cause> {
-        let (blob, diff_id, namespace) = (*blob, *diff_id, namespace.to_owned());
+        let (blob, diff_id, namespace) = (layer.blob, layer.diff_id, namespace.to_owned());
         if let Some(layer) = self.shared(&diff_id) {
             return Ok(layer);
         }
@@ -394,11 +398,22 @@ impl Inner {
         if let Some(layer) = self.shared(diff_id) {
             return Ok(layer);
         }
-        let reader = BlobReader::new(runtime.clone(), self.blobs.open(namespace, blob));
+        let reader = BlobReader::new(runtime, self.blobs.open(namespace, blob));
+        self.build_from(reader, blob, diff_id, |stats| &mut stats.built)
+    }
+
+    pub(super) fn build_from(
+        self: &Arc<Self>,
+        reader: BlobReader,
+        blob: &Digest,
+        diff_id: &Digest,
+        count: fn(&mut Stats) -> &mut u64,
+    ) -> Result<Arc<Layer>, LayerError> {
+        let runtime = reader.runtime().clone();
         let layer = read_layer(reader, blob, diff_id)?;
         let layer = {
             let mut state = self.state();
-            state.stats.built += 1;
+            *count(&mut state.stats) += 1;
             state.share(layer)
         };
         self.save(&runtime, &layer);
@@ -428,7 +443,7 @@ impl State {
         reading
     }
 
-    fn keep(&mut self, image: &ImageId, contents: Arc<Contents>) -> Arc<Contents> {
+    pub(super) fn keep(&mut self, image: &ImageId, contents: Arc<Contents>) -> Arc<Contents> {
         // Of calls at the same time the first one's stays, so that all hold the same.
         if let Some(first) = self.images.get(image) {
             return Arc::clone(first);
