@@ -182,3 +182,62 @@ pub(super) fn frame_alert(alert: Arc<Alert>, into: &mut Vec<u8>) {
     let response = Some(Response::Alert(alert));
     frame(&AlertsResponse { response }, into);
 }
+
+/// Where the alerts of a stream come from.
+pub(super) struct Source {
+    /// Holds the stream's place.
+    pub(super) reader: AlertReader,
+    upto: watch::Receiver<u64>,
+    fanout: Arc<Fanout>,
+}
+
+/// What a stream goes on with.
+pub(super) enum Taken {
+    /// Encoded for all streams; the place is still before it.
+    Part(Part),
+    /// Read by this stream alone; the place is behind it.
+    Next(Next),
+}
+
+impl Source {
+    /// From where `reader` stands, as far as `delivery` lets it.
+    pub(super) fn new(reader: AlertReader, delivery: Delivery, fanout: &Arc<Fanout>) -> Self {
+        Self {
+            reader,
+            upto: fanout.upto(delivery),
+            fanout: Arc::clone(fanout),
+        }
+    }
+
+    /// Waits for what comes next. Nothing is lost when the future is dropped.
+    pub(super) async fn next(&mut self) -> Taken {
+        loop {
+            // Marked as seen before looking, so that what comes after the look wakes.
+            self.upto.mark_unchanged();
+            let limit = *self.upto.borrow();
+            if self.reader.position() < limit
+                && let Some(taken) = self.upto(limit).await
+            {
+                return taken;
+            }
+            // The sender lives as long as `self.fanout`, so this cannot fail.
+            let _ = self.upto.changed().await;
+        }
+    }
+
+    /// What is there when the daemon stops, whether or not streams were woken for it.
+    pub(super) async fn rest(&mut self) -> Option<Taken> {
+        let limit = *self.upto.borrow();
+        self.upto(limit).await
+    }
+
+    async fn upto(&mut self, limit: u64) -> Option<Taken> {
+        let next = self.reader.position() + 1;
+        if !self.reader.looks_for_time()
+            && let Some(part) = self.fanout.find(next, limit)
+        {
+            return Some(Taken::Part(part));
+        }
+        self.reader.try_next().await.map(Taken::Next)
+    }
+}

@@ -14,6 +14,7 @@ pub(crate) mod fixture;
 mod frames;
 mod guard;
 pub mod listener;
+mod pages;
 mod process;
 pub mod server;
 mod service;

@@ -20,14 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     ALERT_STREAMS_MAX, ContentsError, CoverageError, ENTRIES_PER_MESSAGE_MAX, ImageContents, Node,
-    REQUEST_TIME_MAX, STREAM_AHEAD_MAX, VerifyError,
-    account::Account,
-    alerts::{self, AlertStream},
-    audit,
-    caller::Role,
-    fanout::Fanout,
-    frames::Handover,
-    guard,
+    REQUEST_TIME_MAX, STREAM_AHEAD_MAX, VerifyError, account::Account, alerts::AlertStream, audit,
+    caller::Role, fanout::Fanout, frames::Handover, guard, pages,
 };
 use crate::alerts::AlertLog;
 
@@ -119,7 +113,7 @@ impl Monitor for Service {
         &self,
         request: Request<ListAlertsRequest>,
     ) -> Result<Response<ListAlertsResponse>, Status> {
-        let page = within(alerts::list(self.log(), &request.into_inner())).await??;
+        let page = within(pages::list(self.log(), &request.into_inner())).await??;
         Ok(Response::new(page))
     }
 
@@ -127,7 +121,7 @@ impl Monitor for Service {
         &self,
         request: Request<GetAlertRequest>,
     ) -> Result<Response<GetAlertResponse>, Status> {
-        let found = alerts::get(self.log(), &request.into_inner()).await?;
+        let found = pages::get(self.log(), &request.into_inner()).await?;
         Ok(Response::new(found))
     }
 
