@@ -5,12 +5,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 const PROTO: &str = "proto";
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "monitor/v1/alert.proto",
     "monitor/v1/audit.proto",
     "monitor/v1/node.proto",
     "monitor/v1/verify.proto",
     "monitor/v1/monitor.proto",
+    "monitor/v1/collector.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

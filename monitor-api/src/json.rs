@@ -303,6 +303,13 @@ pub fn status(status: &v1::Status) -> Value {
             "corrupt": index.corrupt,
             "failed": index.failed,
         })),
+        "collector": status.collector.as_ref().map(|collector| json!({
+            "address": collector.address,
+            "connected": collector.connected,
+            "since": time(collector.since.as_ref()),
+            "failures": collector.failures,
+            "error": text(&collector.error),
+        })),
         "registry": status.registry.as_ref().map(|registry| json!({
             "layers": registry.layers,
             "bytes": registry.bytes,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     alerts::{Retention, journal::JOURNAL_BYTES_MIN},
-    api::{Address, Roles, TlsFiles},
+    api::{Address, Roles, TlsFiles, publish},
     outputs, registry,
 };
 
@@ -49,6 +49,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// What the names in clients' certificates may do.
     pub roles: Roles,
+    /// Who is called to be given alerts.
+    pub collector: Option<publish::Settings>,
     /// Where alerts are written to beside the API.
     pub output: Vec<outputs::Settings>,
     /// Whether and how registries are asked for blobs that containerd does not have.
@@ -100,6 +102,7 @@ impl Default for Config {
             journal: Journal::default(),
             tls: None,
             roles: Roles::default(),
+            collector: None,
             output: Vec::new(),
             registry: registry::Options::default(),
             metrics: None,
@@ -153,6 +156,9 @@ pub enum ValueError {
         "metrics: {0} can be reached from elsewhere, and whoever reaches it may read; give 127.0.0.1:PORT or [::1]:PORT, and put a proxy before it if needed"
     )]
     NotLocal(SocketAddr),
+    /// A collector that cannot be called.
+    #[error("collector: {0}")]
+    Collector(#[from] publish::SettingsError),
     /// Outputs that make no sense.
     #[error("output: {0}")]
     Output(#[from] outputs::SettingsError),
@@ -232,6 +238,9 @@ impl Config {
             return Err(ValueError::NotLocal(address));
         }
         outputs::check(&self.output)?;
+        if let Some(collector) = &self.collector {
+            collector.check()?;
+        }
         let Journal {
             bytes_max,
             days_max,

@@ -5,6 +5,7 @@ pub mod authority;
 pub mod bench;
 pub mod bpffs;
 pub mod cgroup;
+pub mod collector;
 pub mod consumers;
 pub mod containerd;
 pub mod cri;

@@ -210,6 +210,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
     let outputs = Outputs::start(&config.output, &log).context("cannot start an output")?;
     let outputs = Arc::new(outputs);
+    let collector = config.collector.as_ref();
+    let collector = collector.map(|collector| api::Collector::new(collector, &node));
     let answers = Arc::new(node::NodeView {
         node,
         queries: queries_in,
@@ -227,6 +229,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         audit.clone(),
         ready.clone(),
         security,
+        collector,
     ));
     if let Some(listener) = metrics {
         // Nothing hangs on its end.

@@ -9,7 +9,9 @@ use jiff::Timestamp;
 use monitor_api::v1;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{ALERT_STREAMS_MAX, CONNECTIONS_MAX, Node, audit, listener::Security, process};
+use super::{
+    ALERT_STREAMS_MAX, CONNECTIONS_MAX, Collector, Node, audit, listener::Security, process,
+};
 use crate::{
     alerts::{AlertLog, Summary, build::timestamp},
     audit::Audit,
@@ -21,6 +23,7 @@ pub struct Account {
     pub(super) log: AlertLog,
     pub(super) audit: Audit,
     pub(super) connections: Connections,
+    pub(super) collector: Option<Collector>,
     ready: watch::Receiver<bool>,
     started_at: Timestamp,
     streams: Arc<Semaphore>,
@@ -29,19 +32,21 @@ pub struct Account {
 
 impl Account {
     /// Of a daemon that starts now. `security` is that of the listeners that have TLS; `ready` is
-    /// true once every container is known.
+    /// true once every container is known; `collector` is called.
     pub fn new(
         node: Arc<dyn Node>,
         log: AlertLog,
         audit: Audit,
         ready: watch::Receiver<bool>,
         security: Option<Arc<Security>>,
+        collector: Option<Collector>,
     ) -> Self {
         Self {
             node,
             log,
             audit,
             connections: Connections::new(security),
+            collector,
             ready,
             started_at: Timestamp::now(),
             streams: Arc::new(Semaphore::new(ALERT_STREAMS_MAX)),
@@ -111,6 +116,7 @@ impl Account {
                 .map(|(name, at)| (name, at.cursor))
                 .collect(),
         });
+        status.collector = self.collector.as_ref().map(Collector::status);
         status.audit = Some(audit::summary(self.audit.summary()));
         status.api = Some(v1::status::Api {
             connections: self.connections.open(),

@@ -45,7 +45,8 @@ pub(super) struct AlertStream {
     /// Whole frames.
     pub(super) responses: mpsc::Sender<Result<Bytes, Status>>,
     pub(super) shutdown: watch::Receiver<bool>,
-    pub(super) _permit: OwnedSemaphorePermit,
+    /// Held for as long as it lasts, by those who call.
+    pub(super) _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// What the first request asked for, and how far it is.
@@ -106,7 +107,8 @@ impl AlertStream {
         }
     }
 
-    async fn converse(&mut self) -> Result<(), Status> {
+    /// Until either side ends it.
+    pub(super) async fn converse(&mut self) -> Result<(), Status> {
         let mut wanted = self.start().await?;
         let mut memory_only = self.log.memory_only();
         let mut may_request = true;

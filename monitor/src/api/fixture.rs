@@ -213,7 +213,14 @@ impl Fixture {
         let listener = Listener::bind(address, security.as_ref()).unwrap();
         let address = listener.address();
         let audit = Audit::start(&directory.path().join("audit")).unwrap();
-        let account = Account::new(Arc::new(StubNode), log.clone(), audit, is_ready, security);
+        let account = Account::new(
+            Arc::new(StubNode),
+            log.clone(),
+            audit,
+            is_ready,
+            security,
+            None,
+        );
         let server = tokio::spawn(serve(vec![listener], Arc::new(account), is_shutdown));
         Self {
             directory,

@@ -32,7 +32,7 @@ pub(super) fn frame(message: &impl Message, into: &mut Vec<u8>) {
 }
 
 /// Whole frames to send, or how the stream ends.
-type Pieces = mpsc::Receiver<Result<Bytes, Status>>;
+pub(super) type Pieces = mpsc::Receiver<Result<Bytes, Status>>;
 
 /// What the generated service hands over within its response, which has to be cloneable.
 #[derive(Clone)]
@@ -75,15 +75,29 @@ where
             let mut response = answer.await?;
             let handover = response.extensions_mut().remove::<Handover>();
             if let Some(pieces) = handover.and_then(|handover| handover.take()) {
-                *response.body_mut() = Body::new(Stream(Some(pieces)));
+                *response.body_mut() = Body::new(Stream {
+                    pieces: Some(pieces),
+                    has_trailers: true,
+                });
             }
             Ok(response)
         })
     }
 }
 
-/// Ends after its trailers.
-struct Stream(Option<Pieces>);
+/// The body of a call, which ends with its pieces.
+pub(super) fn request(pieces: Pieces) -> Body {
+    Body::new(Stream {
+        pieces: Some(pieces),
+        has_trailers: false,
+    })
+}
+
+/// Ends after its trailers, if it has any.
+struct Stream {
+    pieces: Option<Pieces>,
+    has_trailers: bool,
+}
 
 impl hyper::body::Body for Stream {
     type Data = Bytes;
@@ -93,7 +107,7 @@ impl hyper::body::Body for Stream {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(pieces) = &mut self.0 else {
+        let Some(pieces) = &mut self.pieces else {
             return Poll::Ready(None);
         };
         let status = match ready!(pieces.poll_recv(context)) {
@@ -101,7 +115,10 @@ impl hyper::body::Body for Stream {
             Some(Err(status)) => status,
             None => Status::ok(""),
         };
-        self.0 = None;
+        self.pieces = None;
+        if !self.has_trailers {
+            return Poll::Ready(None);
+        }
         let mut trailers = http::HeaderMap::new();
         status.add_header(&mut trailers)?;
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))

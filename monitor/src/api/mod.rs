@@ -16,6 +16,7 @@ mod guard;
 pub mod listener;
 mod pages;
 mod process;
+pub mod publish;
 pub mod server;
 mod service;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use account::Account;
 pub use address::Address;
 pub use caller::Roles;
 pub use listener::{BindError, Listener, Security};
+pub use publish::Collector;
 pub use server::{ServeError, serve};
 pub use tls::{Tls, TlsFiles};
 /// What an implementation of [`Node`] is marked with.

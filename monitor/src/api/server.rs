@@ -31,6 +31,7 @@ use super::{
     frames::Framed,
     guard::Guarded,
     listener::{Accepted, Bytes},
+    publish::Publisher,
     service::Service,
 };
 
@@ -65,6 +66,7 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let consumers = Arc::clone(account.log.consumers());
     let fanout = Arc::new(Fanout::new(account.log.clone()));
+    let publishing = Arc::clone(&fanout);
     let service = Service::new(Arc::clone(&account), Arc::clone(&fanout), shutdown.clone());
     let service = MonitorServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -96,6 +98,16 @@ pub async fn serve(
     let counting = Arc::clone(&account);
     tasks.spawn(async move { fanout.run(|| counting.streams()).await });
 
+    let publisher = account
+        .collector
+        .as_ref()
+        .map(|collector| Publisher::new(collector, &account, &publishing, &shutdown));
+    let publishing = tokio::spawn(async move {
+        if let Some(publisher) = publisher {
+            publisher.run().await;
+        }
+    });
+
     let (drain, drained) = watch::channel(());
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
@@ -119,8 +131,9 @@ pub async fn serve(
     tasks.shutdown().await;
     report(&reporter, false).await;
     drop(drain);
-    match timeout(DRAIN_TIME_MAX, server).await {
-        Ok(result) => result?,
+    let ends = async { tokio::join!(server, publishing) };
+    match timeout(DRAIN_TIME_MAX, ends).await {
+        Ok((result, _)) => result?,
         Err(_) => {
             let open = account.connections.open();
             warn!(

@@ -99,7 +99,7 @@ impl Monitor for Service {
             requests: request.into_inner(),
             responses: send,
             shutdown: self.shutdown.clone(),
-            _permit: permit,
+            _permit: Some(permit),
         };
         // In a task, so that the head of the answer does not wait for the first request: some
         // clients send that only after they have the head.

@@ -86,6 +86,21 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
             ),
         ));
     }
+    if let Some(collector) = &status.collector {
+        let state = if collector.connected {
+            "is sent alerts"
+        } else {
+            "is not reached"
+        };
+        let mut fact = format!(
+            "{} {state}, {} failures",
+            collector.address, collector.failures
+        );
+        if !collector.error.is_empty() {
+            fact = format!("{fact}: {}", collector.error);
+        }
+        facts.push(("collector", fact));
+    }
     if let Some(registry) = &status.registry {
         let mut fact = format!(
             "{} layers ({} KiB) read from registries, {} images being read, {} failed",

@@ -223,7 +223,7 @@ mod tests {
             let directory = tempfile::TempDir::new().unwrap();
             let audit = Audit::start(directory.path()).unwrap();
             let node = Arc::new(StubNode);
-            let account = Account::new(node, AlertLog::new(), audit, is_ready, None);
+            let account = Account::new(node, AlertLog::new(), audit, is_ready, None, None);
             tokio::spawn(serve_within(listener, Arc::new(account), limits));
             Self {
                 address,

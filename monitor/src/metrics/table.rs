@@ -433,6 +433,24 @@ pub(super) const METRICS: &[Metric] = &[
         "images that could not be read from their registry, each time",
         |facts| of(&facts.status.registry, |registry| registry.failed),
     ),
+    gauge(
+        "monitor_collector_connected",
+        "",
+        &[],
+        "1 while a collector is called and takes alerts",
+        |facts| {
+            of(&facts.status.collector, |collector| {
+                u64::from(collector.connected)
+            })
+        },
+    ),
+    counter(
+        "monitor_collector_failures_total",
+        "calls",
+        &[],
+        "calls of the collector that failed or ended, but for the daemon's end",
+        |facts| of(&facts.status.collector, |collector| collector.failures),
+    ),
     counter(
         "monitor_alerts_total",
         "alerts",

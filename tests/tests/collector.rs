@@ -1,0 +1,134 @@
+//! A node gives its alerts to a collector that it calls.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+};
+
+use anyhow::{Result, ensure};
+use tests::{
+    alerts::text,
+    authority::Authority,
+    collector::{Collector, Store},
+    containerd::{Containerd, Run},
+    daemon::Daemon,
+    image::{self, PROBE_PATH},
+    poll::{PATIENCE, until},
+    require,
+    world::{Alone, BASE},
+};
+
+/// Alerts between two restarts.
+const FILES: u32 = 20;
+
+fn certificates(directory: &Path) -> Result<()> {
+    fs::create_dir(directory)?;
+    let authority = Authority::new()?;
+    authority.write(directory)?;
+    authority.issue("127.0.0.1", directory)?;
+    authority.issue("node.example", directory)
+}
+
+fn daemon(containerd: &Containerd, address: SocketAddr) -> Result<Daemon> {
+    let own = containerd.directory().join("monitord");
+    fs::create_dir_all(&own)?;
+    let config = own.join("config.toml");
+    let shown = containerd.directory().join("trusted");
+    let shown = shown.display();
+    let collector = format!(
+        "[collector]\naddress = 'https://{address}'\nca = '{shown}/ca.crt'\n\
+         certificate = '{shown}/node.example.crt'\nkey = '{shown}/node.example.key'\n"
+    );
+    fs::write(&config, collector)?;
+    let mut command = Daemon::command(&containerd.address(), &own)?;
+    command.arg("--config").arg(config);
+    let daemon = Daemon::spawn(&mut command, &own)?;
+    daemon.wait_ready()?;
+    Ok(daemon)
+}
+
+fn run_files(containerd: &Containerd, name: &str) -> Result<()> {
+    let line = format!(
+        "i=0; while [ $i -lt {FILES} ]; do \
+         {PROBE_PATH} run-copy /tmp/{name}$i salt$i sleep-ms 0; i=$((i+1)); done"
+    );
+    let ran = containerd.exec("sleeper", name, ["/bin/sh", "-c", &line]);
+    ran.map(drop)
+}
+
+/// Waits until the daemon has raised so many alerts.
+fn wait_raised(daemon: &Daemon, least: u32) -> Result<u64> {
+    until("the alerts to be raised", PATIENCE, || {
+        let newest = daemon.newest_cursor()?;
+        ensure!(newest >= u64::from(least), "{newest} alerts only");
+        Ok(newest)
+    })
+}
+
+/// Waits until the collector has what the daemon has raised, at least so many.
+fn wait_all(daemon: &Daemon, store: &Store, least: u32) -> Result<()> {
+    until("the collector to have every alert", PATIENCE, || {
+        let newest = wait_raised(daemon, least)?;
+        let stored = store.look();
+        let every: Vec<u64> = (1..=newest).collect();
+        ensure!(stored.cursors == every, "{:?} of {newest}", stored.cursors);
+        Ok(())
+    })
+}
+
+/// Waits until the daemon says why it does not reach its collector.
+fn wait_told(daemon: &Daemon, part: &str) -> Result<()> {
+    until("the reason to be told", PATIENCE, || {
+        let status = daemon.status()?;
+        let error = text(&status, "/collector/error").unwrap_or_default();
+        ensure!(error.contains(part), "{error}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_collector_that_is_called_has_every_alert_once_and_in_order() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let _alone = Alone::wait();
+    let containerd = Containerd::start()?;
+    containerd.import(&image::base(BASE)?)?;
+    let run = Run::new(BASE, "sleeper").arguments(["/bin/sleep", "600"]);
+    containerd.start_container(&run)?;
+    let (trusted, other) = ["trusted", "other"]
+        .map(|name| containerd.directory().join(name))
+        .into();
+    certificates(&trusted)?;
+    certificates(&other)?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let store = Store::default();
+
+    let running = daemon(&containerd, address)?;
+    wait_told(&running, "refused")?;
+    run_files(&containerd, "first")?;
+    let stranger = Collector::start(address, &other, &store)?;
+    wait_told(&running, "certificate")?;
+    stranger.stop()?;
+    ensure!(store.look().nodes.is_empty(), "{:?}", store.look());
+
+    let collector = Collector::start(address, &trusted, &store)?;
+    wait_all(&running, &store, FILES)?;
+    let status = running.status()?;
+    let connected = status.pointer("/collector/connected");
+    ensure!(connected == Some(&true.into()), "{status:#}");
+    run_files(&containerd, "second")?;
+    collector.stop()?;
+    run_files(&containerd, "third")?;
+    wait_raised(&running, 3 * FILES)?;
+    running.kill()?;
+    let running = daemon(&containerd, address)?;
+    let collector = Collector::start(address, &trusted, &store)?;
+    run_files(&containerd, "fourth")?;
+    wait_all(&running, &store, 4 * FILES)?;
+    ensure!(running.stop()?.success(), "{}", running.log());
+    collector.stop()?;
+    let stored = store.look();
+    let nodes: Vec<&str> = stored.nodes.iter().map(String::as_str).collect();
+    ensure!(nodes == ["test-node"], "{nodes:?}");
+    Ok(())
+}
