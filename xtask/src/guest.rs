@@ -27,6 +27,11 @@ use crate::{
     run, setup, toolchain, workspace,
 };
 
+/// PID 1, in which the sensor's tests are.
+const INIT: &str = "guest";
+/// The techniques of evasion, which need containerd.
+const EVASIONS: &str = "evasions";
+
 const QEMU: &str = "qemu-system-x86_64";
 const QEMU_PACKAGE: &str = "qemu-system-x86";
 
@@ -176,9 +181,9 @@ struct Guest {
 
 impl Guest {
     fn build(programs: &Programs) -> Result<Self> {
-        // PID 1, in which the sensor's tests are, and those that need containerd.
-        let init = program("guest", "guest")?;
-        let evasions = program("tests", "evasions")?;
+        build_programs()?;
+        let release = workspace::target().join("release");
+        let (init, evasions) = (release.join(INIT), release.join(EVASIONS));
         let files = run::answer(Command::new(&evasions).arg("files"))
             .context("what the tests with containers need is not here: run `cargo xtask setup`")?;
         let extra = Extra {
@@ -211,6 +216,7 @@ impl Guest {
 
     fn boot(&self, kernel: &Kernel) -> Result<Report> {
         let folder = workspace::target().join("guest");
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let image = folder.join(format!("initramfs-{}.cpio", kernel.series));
         let bytes = initramfs::build(&self.init, &self.extra, kernel)?;
         fs::write(&image, bytes).with_context(|| format!("writing {}", image.display()))?;
@@ -266,14 +272,15 @@ impl Guest {
     }
 }
 
-/// Builds a program that guests run, as `cargo test` builds it.
-fn program(package: &str, name: &str) -> Result<PathBuf> {
+/// Builds the programs that guests run, as `cargo test` builds them: of the whole workspace, so that
+/// their libraries have the same features and are there already.
+fn build_programs() -> Result<()> {
     let mut command = run::cargo();
     command
-        .args(["build", "--release", "--package", package, "--bin", name])
+        .args(["build", "--release", "--workspace"])
+        .args(["--bin", INIT, "--bin", EVASIONS])
         .args(build::locked())
         .current_dir(workspace::root())
         .env("CARGO_TARGET_DIR", workspace::target());
-    run::shown(&format!("building {name} for the guests"), &mut command)?;
-    Ok(workspace::target().join("release").join(name))
+    run::shown("building the guests' programs", &mut command)
 }
