@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use monitor_api::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX, v1::monitor_server::MonitorServer};
+use monitor_api::{
+    FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX,
+    v1::monitor_server::{self, MonitorServer},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{OwnedSemaphorePermit, mpsc, watch},
@@ -72,15 +75,10 @@ pub async fn serve(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let service = Guarded::new(Framed(service), account.audit.clone());
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = reflection("grpc.reflection.v1.ServerReflection").build_v1()?;
     // Many clients still speak the older version.
-    let reflection_alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1alpha()?;
+    let reflection_alpha =
+        self::reflection("grpc.reflection.v1alpha.ServerReflection").build_v1alpha()?;
     let (reporter, health) = tonic_health::server::health_reporter();
     // tonic-health begins with SERVING for the whole server.
     report(&reporter, false).await;
@@ -146,6 +144,17 @@ pub async fn serve(
         warn!(%error, "cannot write what consumers acknowledged; they will get some alerts again");
     }
     Ok(())
+}
+
+/// Of what is served here: of the package's services, a collector is served by others. `own` is the
+/// name of the reflection itself.
+fn reflection(own: &'static str) -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name(monitor_server::SERVICE_NAME)
+        .with_service_name("grpc.health.v1.Health")
+        .with_service_name(own)
 }
 
 async fn accept(
