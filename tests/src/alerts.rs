@@ -161,6 +161,16 @@ pub fn text<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
     value.pointer(pointer).and_then(Value::as_str)
 }
 
+/// What each of the alerts says at these places, sorted; empty where it says nothing.
+pub fn words<'a, const N: usize>(alerts: &'a [Value], pointers: [&str; N]) -> Vec<[&'a str; N]> {
+    let alerts = alerts.iter();
+    let mut words: Vec<_> = alerts
+        .map(|alert| pointers.map(|pointer| text(alert, pointer).unwrap_or_default()))
+        .collect();
+    words.sort_unstable();
+    words
+}
+
 /// One line about an alert: kind, container, path.
 pub fn summary(alert: &Value) -> String {
     let field = |pointer| text(alert, pointer).unwrap_or("-");

@@ -19,6 +19,7 @@ pub mod poll;
 pub mod registry;
 pub mod scratch;
 pub mod skip;
+pub mod sleeper;
 pub mod small;
 pub mod stream;
 pub mod world;

@@ -11,12 +11,10 @@ use tests::{
     alerts::text,
     authority::Authority,
     collector::{Collector, Store},
-    containerd::{Containerd, Run},
     daemon::Daemon,
-    image::{self, PROBE_PATH},
     poll::{PATIENCE, until},
     require,
-    world::{Alone, BASE},
+    sleeper::Sleeper,
 };
 
 /// Alerts between two restarts.
@@ -30,31 +28,13 @@ fn certificates(directory: &Path) -> Result<()> {
     authority.issue("node.example", directory)
 }
 
-fn daemon(containerd: &Containerd, address: SocketAddr) -> Result<Daemon> {
-    let own = containerd.directory().join("monitord");
-    fs::create_dir_all(&own)?;
-    let config = own.join("config.toml");
-    let shown = containerd.directory().join("trusted");
+fn start(sleeper: &Sleeper, address: SocketAddr) -> Result<Daemon> {
+    let shown = sleeper.containerd.directory().join("trusted");
     let shown = shown.display();
-    let collector = format!(
+    sleeper.daemon(&format!(
         "[collector]\naddress = 'https://{address}'\nca = '{shown}/ca.crt'\n\
          certificate = '{shown}/node.example.crt'\nkey = '{shown}/node.example.key'\n"
-    );
-    fs::write(&config, collector)?;
-    let mut command = Daemon::command(&containerd.address(), &own)?;
-    command.arg("--config").arg(config);
-    let daemon = Daemon::spawn(&mut command, &own)?;
-    daemon.wait_ready()?;
-    Ok(daemon)
-}
-
-fn run_files(containerd: &Containerd, name: &str) -> Result<()> {
-    let line = format!(
-        "i=0; while [ $i -lt {FILES} ]; do \
-         {PROBE_PATH} run-copy /tmp/{name}$i salt$i sleep-ms 0; i=$((i+1)); done"
-    );
-    let ran = containerd.exec("sleeper", name, ["/bin/sh", "-c", &line]);
-    ran.map(drop)
+    ))
 }
 
 /// Waits until the daemon has raised so many alerts.
@@ -90,22 +70,18 @@ fn wait_told(daemon: &Daemon, part: &str) -> Result<()> {
 #[test]
 fn a_collector_that_is_called_has_every_alert_once_and_in_order() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
-    let _alone = Alone::wait();
-    let containerd = Containerd::start()?;
-    containerd.import(&image::base(BASE)?)?;
-    let run = Run::new(BASE, "sleeper").arguments(["/bin/sleep", "600"]);
-    containerd.start_container(&run)?;
+    let sleeper = Sleeper::start()?;
     let (trusted, other) = ["trusted", "other"]
-        .map(|name| containerd.directory().join(name))
+        .map(|name| sleeper.containerd.directory().join(name))
         .into();
     certificates(&trusted)?;
     certificates(&other)?;
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let store = Store::default();
 
-    let running = daemon(&containerd, address)?;
+    let running = start(&sleeper, address)?;
     wait_told(&running, "refused")?;
-    run_files(&containerd, "first")?;
+    sleeper.run_files("first", FILES)?;
     let stranger = Collector::start(address, &other, &store)?;
     wait_told(&running, "certificate")?;
     stranger.stop()?;
@@ -116,14 +92,14 @@ fn a_collector_that_is_called_has_every_alert_once_and_in_order() -> Result<()> 
     let status = running.status()?;
     let connected = status.pointer("/collector/connected");
     ensure!(connected == Some(&true.into()), "{status:#}");
-    run_files(&containerd, "second")?;
+    sleeper.run_files("second", FILES)?;
     collector.stop()?;
-    run_files(&containerd, "third")?;
+    sleeper.run_files("third", FILES)?;
     wait_raised(&running, 3 * FILES)?;
     running.kill()?;
-    let running = daemon(&containerd, address)?;
+    let running = start(&sleeper, address)?;
     let collector = Collector::start(address, &trusted, &store)?;
-    run_files(&containerd, "fourth")?;
+    sleeper.run_files("fourth", FILES)?;
     wait_all(&running, &store, 4 * FILES)?;
     ensure!(running.stop()?.success(), "{}", running.log());
     collector.stop()?;

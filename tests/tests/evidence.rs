@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
-    alerts::{summary, text},
+    alerts::{summary, text, words},
     containerd::{Containerd, Run},
     image::{self, Image, PROBE},
     layer::{Layer, digest},
@@ -42,19 +42,12 @@ fn discard(containerd: &Containerd, image: &Image) -> Result<()> {
 
 fn check(world: &World, evidence: &str) -> Result<()> {
     let alerts = world.raised_once_known(SHOP, LINE, evidence)?;
-    let mut raised: Vec<_> = alerts
-        .iter()
-        .map(|alert| {
-            let word = |pointer| text(alert, pointer).unwrap_or("");
-            (word("/kind"), word("/file/path"), word("/severity"))
-        })
-        .collect();
-    raised.sort_unstable();
+    let raised = words(&alerts, ["/kind", "/file/path", "/severity"]);
     let expect = [
-        ("exec_added", "/tmp/sh", "medium"),
-        ("exec_added", "/tmp/x", "critical"),
-        ("exec_modified", "/opt/changed", "critical"),
-        ("image_file_modified", "/opt/changed", "high"),
+        ["exec_added", "/tmp/sh", "medium"],
+        ["exec_added", "/tmp/x", "critical"],
+        ["exec_modified", "/opt/changed", "critical"],
+        ["image_file_modified", "/opt/changed", "high"],
     ];
     let said: Vec<_> = alerts.iter().map(summary).collect();
     ensure!(raised == expect, "{said:?}");

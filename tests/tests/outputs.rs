@@ -11,60 +11,34 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
     alerts::text,
-    containerd::{Containerd, Run, output},
+    containerd::output,
     daemon::Daemon,
-    image::{self, PROBE_PATH},
     poll::{PATIENCE, until},
     require,
+    sleeper::Sleeper,
     small::Small,
-    world::{Alone, BASE},
 };
 
 const FILES: u32 = 40;
 
-/// A daemon with outputs, and where they write to.
-struct Node<'a> {
-    containerd: &'a Containerd,
-    directory: PathBuf,
+/// The outputs in a directory: name, kind, path.
+fn outputs(directory: &Path) -> [(&str, &str, PathBuf); 5] {
+    let path = |name: &str| directory.join(name);
+    [
+        ("plain", "jsonl", path("plain.jsonl")),
+        ("siem", "ocsf", path("siem.ocsf")),
+        ("full", "jsonl", path("full/alerts")),
+        ("absent", "ocsf", path("absent/alerts")),
+        ("stdout", "jsonl", PathBuf::from("-")),
+    ]
 }
 
-impl Node<'_> {
-    /// The outputs: name, kind, path.
-    fn outputs(&self) -> [(&str, &str, PathBuf); 5] {
-        let path = |name: &str| self.directory.join(name);
-        [
-            ("plain", "jsonl", path("plain.jsonl")),
-            ("siem", "ocsf", path("siem.ocsf")),
-            ("full", "jsonl", path("full/alerts")),
-            ("absent", "ocsf", path("absent/alerts")),
-            ("stdout", "jsonl", PathBuf::from("-")),
-        ]
-    }
-
-    fn start(&self) -> Result<Daemon> {
-        let config = self.directory.join("monitord.toml");
-        let outputs = self.outputs().map(|(name, kind, path)| {
-            format!("[[output]]\nname = '{name}'\nkind = '{kind}'\npath = {path:?}\n")
-        });
-        fs::create_dir_all(&self.directory)?;
-        fs::write(&config, outputs.concat())?;
-        let mut command = Daemon::command(&self.containerd.address(), &self.directory)?;
-        command.arg("--config").arg(&config);
-        let daemon = Daemon::spawn(&mut command, &self.directory)?;
-        daemon.wait_ready()?;
-        Ok(daemon)
-    }
-
-    /// Runs files that no image holds.
-    fn run_files(&self, name: &str, count: u32) -> Result<()> {
-        let line = format!(
-            "i=0; while [ $i -lt {count} ]; do \
-             {PROBE_PATH} run-copy /tmp/{name}$i salt$i sleep-ms 0; i=$((i+1)); done"
-        );
-        self.containerd
-            .exec("sleeper", name, ["/bin/sh", "-c", &line])?;
-        Ok(())
-    }
+fn start(sleeper: &Sleeper) -> Result<Daemon> {
+    let directory = sleeper.directory();
+    let config = outputs(&directory).map(|(name, kind, path)| {
+        format!("[[output]]\nname = '{name}'\nkind = '{kind}'\npath = {path:?}\n")
+    });
+    sleeper.daemon(&config.concat())
 }
 
 /// What the daemon says of an output.
@@ -111,24 +85,17 @@ fn said(daemon: &Daemon, kind: &str) -> Result<Vec<Value>> {
 #[test]
 fn outputs_have_every_alert_after_a_kill_and_after_they_could_not_write() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
-    let _alone = Alone::wait();
-    let containerd = Containerd::start()?;
-    containerd.import(&image::base(BASE)?)?;
-    let run = Run::new(BASE, "sleeper").arguments(["/bin/sleep", "600"]);
-    containerd.start_container(&run)?;
-    let node = Node {
-        containerd: &containerd,
-        directory: containerd.directory().join("monitord"),
-    };
-    let small = Small::mount(&node.directory.join("full"), 1 << 20)?;
+    let sleeper = Sleeper::start()?;
+    let directory = sleeper.directory();
+    let small = Small::mount(&directory.join("full"), 1 << 20)?;
     let filler = small.fill()?;
 
     // Killed in the middle of writing.
-    let daemon = node.start()?;
+    let daemon = start(&sleeper)?;
     thread::scope(|scope| {
-        let running = scope.spawn(|| node.run_files("many", FILES));
+        let running = scope.spawn(|| sleeper.run_files("many", FILES));
         until("some alerts to be written", PATIENCE, || {
-            let count = written(&node.directory.join("plain.jsonl"), "jsonl")?.len();
+            let count = written(&directory.join("plain.jsonl"), "jsonl")?.len();
             ensure!(count > 10, "{count} are written");
             Ok(())
         })?;
@@ -137,8 +104,8 @@ fn outputs_have_every_alert_after_a_kill_and_after_they_could_not_write() -> Res
     })?;
 
     // Those that cannot write stop neither the others nor the judging.
-    let daemon = node.start()?;
-    node.run_files("again", 10)?;
+    let daemon = start(&sleeper)?;
+    sleeper.run_files("again", 10)?;
     for name in ["full", "absent"] {
         until("the failure to be told", PATIENCE, || {
             let status = output_status(&daemon, name)?;
@@ -149,15 +116,15 @@ fn outputs_have_every_alert_after_a_kill_and_after_they_could_not_write() -> Res
         })?;
     }
     until("the last alert to be written", PATIENCE, || {
-        let plain = written(&node.directory.join("plain.jsonl"), "jsonl")?;
+        let plain = written(&directory.join("plain.jsonl"), "jsonl")?;
         let last = |alert: &Value| text(alert, "/file/path") == Some("/tmp/again9");
         ensure!(plain.values().any(last), "{} are written", plain.len());
         Ok(())
     })?;
 
     fs::remove_file(filler)?;
-    fs::create_dir(node.directory.join("absent"))?;
-    for (name, kind, path) in node.outputs() {
+    fs::create_dir(directory.join("absent"))?;
+    for (name, kind, path) in outputs(&directory) {
         until("an output to be complete", PATIENCE, || {
             let status = output_status(&daemon, name)?;
             let newest = daemon.newest_cursor()?.to_string();

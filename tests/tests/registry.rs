@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
-    alerts::text,
+    alerts::{text, words},
     authority::Authority,
     containerd::{Containerd, Run},
     image::{self, Image, PROBE},
@@ -107,18 +107,11 @@ fn an_image_whose_blobs_were_discarded_is_verified_by_its_registry() -> Result<(
     );
     let world = World::start_configured(&config, |containerd| unpack(containerd, &good))?;
     let alerts = world.raised_once_known(&good.reference, LINE, "verified")?;
-    let mut raised: Vec<_> = alerts
-        .iter()
-        .map(|alert| {
-            let word = |pointer| text(alert, pointer).unwrap_or("");
-            (word("/kind"), word("/file/path"), word("/image/evidence"))
-        })
-        .collect();
-    raised.sort_unstable();
+    let raised = words(&alerts, ["/kind", "/file/path", "/image/evidence"]);
     let expect = [
-        ("exec_added", "/tmp/x", "verified"),
-        ("exec_modified", "/opt/changed", "verified"),
-        ("image_file_modified", "/opt/changed", "verified"),
+        ["exec_added", "/tmp/x", "verified"],
+        ["exec_modified", "/opt/changed", "verified"],
+        ["image_file_modified", "/opt/changed", "verified"],
     ];
     ensure!(raised == expect, "{raised:?}");
     let told = account(&world)?;

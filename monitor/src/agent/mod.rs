@@ -211,7 +211,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let outputs = Outputs::start(&config.output, &log).context("cannot start an output")?;
     let outputs = Arc::new(outputs);
     let collector = config.collector.as_ref();
-    let collector = collector.map(|collector| api::Collector::new(collector, &node));
+    let collector = collector.map(|collector| Arc::new(api::Collector::new(collector, &node)));
     let answers = Arc::new(node::NodeView {
         node,
         queries: queries_in,

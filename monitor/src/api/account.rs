@@ -23,7 +23,7 @@ pub struct Account {
     pub(super) log: AlertLog,
     pub(super) audit: Audit,
     pub(super) connections: Connections,
-    pub(super) collector: Option<Collector>,
+    pub(super) collector: Option<Arc<Collector>>,
     ready: watch::Receiver<bool>,
     started_at: Timestamp,
     streams: Arc<Semaphore>,
@@ -39,7 +39,7 @@ impl Account {
         audit: Audit,
         ready: watch::Receiver<bool>,
         security: Option<Arc<Security>>,
-        collector: Option<Collector>,
+        collector: Option<Arc<Collector>>,
     ) -> Self {
         Self {
             node,
@@ -116,7 +116,7 @@ impl Account {
                 .map(|(name, at)| (name, at.cursor))
                 .collect(),
         });
-        status.collector = self.collector.as_ref().map(Collector::status);
+        status.collector = self.collector.as_ref().map(|collector| collector.status());
         status.audit = Some(audit::summary(self.audit.summary()));
         status.api = Some(v1::status::Api {
             connections: self.connections.open(),

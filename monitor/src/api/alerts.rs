@@ -311,29 +311,22 @@ impl AlertStream {
     /// Keeps an acknowledgement. A stream's first has an audit record; it would be too many of them
     /// with the others, which tell nothing more of who reads under the name.
     async fn acknowledge(&self, consumer: &mut Consumer, cursor: u64) -> Result<u64, Status> {
-        let consumers = Arc::clone(self.log.consumers());
-        let (name, journal) = (consumer.name.clone(), self.log.journal().to_owned());
-        let is_new = consumers.get(&name).is_none();
-        let keep = move || {
-            let kept = consumers.acknowledge(&name, &journal, cursor);
-            kept.map_err(|error| Status::resource_exhausted(error.to_string()))
-        };
         if consumer.has_acknowledged {
-            return keep();
+            return keep(&self.log, &consumer.name, cursor);
         }
         let call = Call {
             method: "Alerts",
             object: &format!("consumer/{}", consumer.name),
             detail: &format!("the stream's first acknowledgement: cursor {cursor}"),
         };
-        let number = if is_new {
+        let number = if self.log.consumers().get(&consumer.name).is_none() {
             let detail = &format!("a new name; {}", call.detail);
             let call = Call { detail, ..call };
-            self.audit
-                .change(&self.who, call, async move { keep() })
-                .await?
+            let (log, name) = (self.log.clone(), consumer.name.clone());
+            let change = async move { keep(&log, &name, cursor) };
+            self.audit.change(&self.who, call, change).await?
         } else {
-            let number = keep()?;
+            let number = keep(&self.log, &consumer.name, cursor)?;
             self.audit.note(&self.who, call, Outcome::Done).await;
             number
         };
@@ -360,6 +353,12 @@ impl AlertStream {
         frame(&AlertsResponse { response }, &mut piece);
         self.responses.send(Ok(piece.into())).await.is_ok()
     }
+}
+
+/// Gives the acknowledgement's number.
+fn keep(log: &AlertLog, consumer: &str, cursor: u64) -> Result<u64, Status> {
+    let kept = log.consumers().acknowledge(consumer, log.journal(), cursor);
+    kept.map_err(|error| Status::resource_exhausted(error.to_string()))
 }
 
 /// Where a stream starts.

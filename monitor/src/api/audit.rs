@@ -6,31 +6,17 @@ use monitor_api::v1::{
 };
 use tonic::Status;
 
+use super::pages::size;
 use crate::{
     alerts::build::timestamp,
     audit::{Audit, AuditError, Link, Record, Summary, chain},
 };
 
-/// Records of a page when none are asked for.
-const PAGE_SIZE: u32 = 100;
-
-/// Most records of a page.
-const PAGE_SIZE_MAX: u32 = 1000;
-
 pub(super) async fn list(
     audit: &Audit,
     request: &ListAuditRequest,
 ) -> Result<ListAuditResponse, Status> {
-    let count = match request.page_size {
-        0 => PAGE_SIZE,
-        1..=PAGE_SIZE_MAX => request.page_size,
-        _ => {
-            return Err(Status::invalid_argument(format!(
-                "page_size must be 0 to {PAGE_SIZE_MAX}"
-            )));
-        }
-    };
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let count = size(request.page_size)?;
     let records = audit.page(request.after, count).await?;
     Ok(ListAuditResponse {
         records: records.into_iter().map(record).collect(),

@@ -32,7 +32,7 @@ pub(super) fn frame(message: &impl Message, into: &mut Vec<u8>) {
 }
 
 /// Whole frames to send, or how the stream ends.
-pub(super) type Pieces = mpsc::Receiver<Result<Bytes, Status>>;
+type Pieces = mpsc::Receiver<Result<Bytes, Status>>;
 
 /// What the generated service hands over within its response, which has to be cloneable.
 #[derive(Clone)]

@@ -19,10 +19,10 @@ use super::{
 };
 use crate::alerts::{AlertLog, AlertReader, Delivery, Next, Start, build::timestamp};
 
-/// Alerts of a page when none are asked for.
+/// Alerts or records of a page when none are asked for.
 const PAGE_SIZE: u32 = 100;
 
-/// Most alerts of a page.
+/// Most alerts or records of a page.
 const PAGE_SIZE_MAX: u32 = 1000;
 
 /// Most bytes of a page's alerts: with one more alert it is below
@@ -32,21 +32,26 @@ const PAGE_BYTES_MAX: usize = 2 << 20;
 /// Most alerts that are looked at for one page.
 const SCANNED_MAX: usize = 10_000;
 
+/// How many a page is to have, of which so many are asked for.
+pub(super) fn size(asked: u32) -> Result<usize, Status> {
+    let size = match asked {
+        0 => PAGE_SIZE,
+        1..=PAGE_SIZE_MAX => asked,
+        _ => {
+            return Err(Status::invalid_argument(format!(
+                "page_size is {asked}; at most {PAGE_SIZE_MAX} are given"
+            )));
+        }
+    };
+    Ok(usize::try_from(size).unwrap_or(usize::MAX))
+}
+
 /// A page of alerts.
 pub(super) async fn list(
     log: &AlertLog,
     request: &ListAlertsRequest,
 ) -> Result<ListAlertsResponse, Status> {
-    let size = match request.page_size {
-        0 => PAGE_SIZE,
-        size if size <= PAGE_SIZE_MAX => size,
-        size => {
-            return Err(Status::invalid_argument(format!(
-                "page_size is {size}; at most {PAGE_SIZE_MAX} are given"
-            )));
-        }
-    };
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    let size = size(request.page_size)?;
     let mut filter = filter(&request.filter)?;
     let mut reader = first_of_page(log, request)?;
     let mut page = ListAlertsResponse::default();

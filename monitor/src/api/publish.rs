@@ -1,9 +1,8 @@
 //! Alerts for a collector: the conversation of an alert stream, with a server that the node calls.
 
 use std::{
-    fs,
     future::poll_fn,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -31,6 +30,7 @@ use tracing::{info, warn};
 use super::{
     Account, Address, KEEPALIVE_INTERVAL, REQUEST_TIME_MAX, STREAM_AHEAD_MAX,
     address::AddressError, alerts::AlertStream, fanout::Fanout, frames, server::stopped,
+    tls::read_file,
 };
 use crate::{alerts::build::timestamp, audit::Who};
 
@@ -42,9 +42,6 @@ const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// How long a collector has at the end to take what it was sent.
 const END_TIME_MAX: Duration = Duration::from_secs(2);
-/// Bytes of a file for TLS; a longer one is refused.
-const FILE_BYTES_MAX: u64 = 1 << 20;
-
 /// A collector, as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,10 +82,11 @@ impl Settings {
     }
 }
 
-/// What is told of the collector.
+/// A collector, who calls it, and what came of that.
 #[derive(Debug)]
-pub struct Progress {
-    address: String,
+pub struct Collector {
+    settings: Settings,
+    node: String,
     state: Mutex<State>,
 }
 
@@ -100,10 +98,12 @@ struct State {
     error: String,
 }
 
-impl Progress {
-    fn new(address: String) -> Self {
+impl Collector {
+    /// Called by the node of this name.
+    pub fn new(settings: &Settings, node: &str) -> Self {
         Self {
-            address,
+            settings: settings.clone(),
+            node: node.to_owned(),
             state: Mutex::new(State {
                 connected: false,
                 since: Timestamp::now(),
@@ -118,7 +118,7 @@ impl Progress {
     }
 
     fn connected(&self) {
-        info!(collector = self.address, "alerts are published");
+        info!(collector = self.settings.address, "alerts are published");
         let mut state = self.state();
         (state.connected, state.since) = (true, Timestamp::now());
         state.error.clear();
@@ -128,7 +128,7 @@ impl Progress {
         let mut state = self.state();
         if state.connected || state.failures == 0 {
             warn!(
-                collector = self.address,
+                collector = self.settings.address,
                 error, "alerts are not published; trying again"
             );
             state.since = Timestamp::now();
@@ -138,10 +138,11 @@ impl Progress {
         state.error = error;
     }
 
+    /// How it stands.
     pub(super) fn status(&self) -> v1::status::Collector {
         let state = self.state().clone();
         v1::status::Collector {
-            address: self.address.clone(),
+            address: self.settings.address.clone(),
             connected: state.connected,
             since: Some(timestamp(state.since)),
             failures: state.failures,
@@ -152,31 +153,13 @@ impl Progress {
 
 /// Calls a collector as long as the daemon runs.
 pub(super) struct Publisher {
-    settings: Settings,
-    node: String,
-    progress: Arc<Progress>,
-    account: Arc<Account>,
-    fanout: Arc<Fanout>,
-    shutdown: watch::Receiver<bool>,
+    pub(super) collector: Arc<Collector>,
+    pub(super) account: Arc<Account>,
+    pub(super) fanout: Arc<Fanout>,
+    pub(super) shutdown: watch::Receiver<bool>,
 }
 
 impl Publisher {
-    pub(super) fn new(
-        collector: &Collector,
-        account: &Arc<Account>,
-        fanout: &Arc<Fanout>,
-        shutdown: &watch::Receiver<bool>,
-    ) -> Self {
-        Self {
-            settings: collector.settings.clone(),
-            node: collector.node.clone(),
-            progress: Arc::clone(&collector.progress),
-            account: Arc::clone(account),
-            fanout: Arc::clone(fanout),
-            shutdown: shutdown.clone(),
-        }
-    }
-
     /// Goes on until the daemon stops, and ends within [`END_TIME_MAX`] of what a stream is given
     /// then.
     pub(super) async fn run(mut self) {
@@ -189,13 +172,13 @@ impl Publisher {
             };
             let ended = match called {
                 Ok((requests, pieces)) => {
-                    self.progress.connected();
+                    self.collector.connected();
                     pause = RETRY_INTERVAL_MIN;
                     self.converse(requests, pieces).await
                 }
                 Err(error) => error,
             };
-            self.progress.failed(ended);
+            self.collector.failed(ended);
             tokio::select! {
                 () = sleep(pause) => {}
                 () = stopped(&mut self.shutdown) => return,
@@ -214,7 +197,7 @@ impl Publisher {
         let path = format!("/{SERVICE_NAME}/Publish");
         *request.uri_mut() = path.parse().map_err(described)?;
         let mut metadata = MetadataMap::new();
-        let node = BinaryMetadataValue::from_bytes(self.node.as_bytes());
+        let node = BinaryMetadataValue::from_bytes(self.collector.node.as_bytes());
         metadata.insert_bin("monitor-node-bin", node);
         *request.headers_mut() = metadata.into_headers();
         for (name, value) in [
@@ -250,10 +233,13 @@ impl Publisher {
             ca,
             certificate,
             key,
-        } = &self.settings;
+        } = &self.collector.settings;
         let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(read(ca)?))
-            .identity(Identity::from_pem(read(certificate)?, read(key)?));
+            .ca_certificate(Certificate::from_pem(read_file(ca).map_err(described)?))
+            .identity(Identity::from_pem(
+                read_file(certificate).map_err(described)?,
+                read_file(key).map_err(described)?,
+            ));
         let endpoint = Endpoint::from_shared(address.clone())
             .map_err(described)?
             .tls_config(tls)
@@ -271,9 +257,9 @@ impl Publisher {
             log: self.account.log.clone(),
             audit: self.account.audit.clone(),
             who: Who {
-                name: format!("collector {}", self.settings.address),
+                name: format!("collector {}", self.collector.settings.address),
                 roles: Vec::new(),
-                peer: self.settings.address.clone(),
+                peer: self.collector.settings.address.clone(),
             },
             fanout: Arc::clone(&self.fanout),
             requests,
@@ -298,57 +284,16 @@ impl Publisher {
     }
 }
 
-/// A collector, and who calls it.
-#[derive(Debug)]
-pub struct Collector {
-    settings: Settings,
-    node: String,
-    progress: Arc<Progress>,
-}
-
-impl Collector {
-    /// Called by the node of this name.
-    pub fn new(settings: &Settings, node: &str) -> Self {
-        Self {
-            settings: settings.clone(),
-            node: node.to_owned(),
-            progress: Arc::new(Progress::new(settings.address.clone())),
-        }
-    }
-
-    /// How it stands.
-    pub(super) fn status(&self) -> v1::status::Collector {
-        self.progress.status()
-    }
-}
-
 /// Whole frames that wait to be sent.
 type Pieces = mpsc::Sender<Result<bytes::Bytes, Status>>;
 
 /// With what lies below it, which tonic's own text leaves out.
-fn described(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
+fn described(error: impl std::error::Error + Send + Sync + 'static) -> String {
+    let text = format!("{:#}", anyhow::Error::new(error));
     text.chars().take(500).collect()
 }
 
 fn shown(status: &Status) -> String {
     let text = format!("{:?}: {}", status.code(), status.message());
     text.chars().take(500).collect()
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let failed = |error| format!("cannot read {} for TLS: {error}", path.display());
-    let metadata = fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
-        return Err(format!(
-            "{} is no regular file of at most {FILE_BYTES_MAX} bytes, so it is not read for TLS",
-            path.display()
-        ));
-    }
-    fs::read(path).map_err(failed)
 }

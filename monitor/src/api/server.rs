@@ -96,10 +96,12 @@ pub async fn serve(
     let counting = Arc::clone(&account);
     tasks.spawn(async move { fanout.run(|| counting.streams()).await });
 
-    let publisher = account
-        .collector
-        .as_ref()
-        .map(|collector| Publisher::new(collector, &account, &publishing, &shutdown));
+    let publisher = account.collector.as_ref().map(|collector| Publisher {
+        collector: Arc::clone(collector),
+        account: Arc::clone(&account),
+        fanout: publishing,
+        shutdown: shutdown.clone(),
+    });
     let publishing = tokio::spawn(async move {
         if let Some(publisher) = publisher {
             publisher.run().await;

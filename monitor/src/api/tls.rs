@@ -191,7 +191,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(certificates)
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
+/// A file with certificates or a key, of at most [`FILE_BYTES_MAX`].
+pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
     let failed = |source| TlsError::Read {
         path: path.to_owned(),
         source,

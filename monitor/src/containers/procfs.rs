@@ -185,8 +185,8 @@ pub(super) fn task(
             }
         }
     };
-    let (root_device, mut root_path) = root.map(|mount| (mount.device, mount.root)).unzip();
-    root_path = root_path.filter(|path| path != b"/");
+    let root_device = root.as_ref().map(|mount| mount.device);
+    let root_path = root.map(|mount| mount.root).filter(|path| path != b"/");
     let cgroup_path = alive
         .then(|| read(&format!("/proc/{pid}/cgroup")).ok())
         .flatten()
