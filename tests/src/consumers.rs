@@ -12,10 +12,15 @@ use monitor_api::v1::{
     alerts_request::{Now, Start, start::Position},
 };
 use nix::sys::resource::{UsageWho, getrusage};
+use prost::bytes::Buf as _;
 use tokio::{runtime, sync::mpsc, task::JoinSet, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Request, Streaming, client::Grpc, codegen::http::uri::PathAndQuery, transport::Endpoint,
+    Request, Status, Streaming,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder},
+    codegen::http::uri::PathAndQuery,
+    transport::Endpoint,
 };
 use tonic_prost::ProstCodec;
 
@@ -64,6 +69,37 @@ struct Time {
     seconds: u64,
     #[prost(uint32, tag = "2")]
     nanos: u32,
+}
+
+/// Decodes a message where it lies in one piece, which takes half as long as in pieces.
+struct InOnePiece;
+
+impl Codec for InOnePiece {
+    type Encode = AlertsRequest;
+    type Decode = Message;
+    type Encoder = <ProstCodec<AlertsRequest, Message> as Codec>::Encoder;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<AlertsRequest, Message>::default().encoder()
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Decoder for InOnePiece {
+    type Item = Message;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Message>, Status> {
+        let bytes = buffer.copy_to_bytes(buffer.remaining());
+        let decoded = prost::Message::decode(&*bytes);
+        decoded
+            .map(Some)
+            .map_err(|error| Status::internal(error.to_string()))
+    }
 }
 
 /// Who reads, and how much.
@@ -181,11 +217,7 @@ impl Consumer {
         client.ready().await?;
         let path = PathAndQuery::from_static("/monitor.v1.Monitor/Alerts");
         let request = Request::new(ReceiverStream::new(sent));
-        let answer = client.streaming(
-            request,
-            path,
-            ProstCodec::<AlertsRequest, Message>::default(),
-        );
+        let answer = client.streaming(request, path, InOnePiece);
         let mut stream = answer.await?.into_inner();
         // The first heartbeat says that the reader has its place.
         stream.message().await?.context("the stream ended")?;
@@ -256,7 +288,8 @@ pub fn run(plan: Plan) -> Result<Figures> {
     let directory = containerd.directory().join("monitord");
     let daemon = Daemon::start(&containerd.address(), &directory)?;
     let address = format!("unix://{}", daemon.socket().display());
-    let runtime = runtime::Builder::new_current_thread()
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
         .enable_all()
         .build()?;
     let pid = daemon.pid()?;

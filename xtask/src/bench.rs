@@ -9,7 +9,15 @@ use crate::{
 };
 
 /// What can be measured, see `tests/src/bench`.
-const NAMES: [&str; 6] = ["opens", "latency", "image", "stream", "consumers", "flood"];
+const NAMES: [&str; 7] = [
+    "opens",
+    "latency",
+    "image",
+    "start",
+    "stream",
+    "consumers",
+    "flood",
+];
 /// Debian's packages with the tracers that `opens` is compared with.
 const TRACERS: [&str; 2] = ["libbpf-tools", "bpftrace"];
 

@@ -172,6 +172,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let containerd_address = client.address().to_owned();
     let mut watching = tokio::spawn(containerd_watch::run(
         client,
+        contents.images().clone(),
         changes_in,
         listings_asked,
         references_in,

@@ -21,12 +21,15 @@ use crate::alerts::{AlertLog, AlertReader, Delivery, Next, Start};
 /// Bytes after which a chunk is full. It can be longer by one alert.
 pub(super) const CHUNK_BYTES_MAX: usize = 32 << 10;
 
+/// Chunks that streams are woken for at once: more than a node writes while they take the last.
+const CHUNKS_AT_ONCE: usize = 16;
+
 /// Most bytes of the chunks that are kept: some seconds of as many alerts as a node can have.
 const RING_BYTES_MAX: usize = 16 << 20;
 
 /// What waking one stream costs, and its client. Chunks are not made sooner one after the other
 /// than the streams can take them: then they take more alerts at once, instead of falling behind.
-const COST_OF_STREAM: Duration = Duration::from_micros(50);
+const COST_OF_STREAM: Duration = Duration::from_micros(40);
 
 /// Less than this is not waited for; the timer has no finer steps.
 const WAIT_MIN: Duration = Duration::from_millis(1);
@@ -137,14 +140,21 @@ impl Fanout {
             return;
         };
         loop {
-            let next = reader.next().await;
+            let mut next = Some(reader.next().await);
             let streams = streams();
             if streams == 0 {
                 *self.ring() = Ring::default();
             } else {
-                let chunk = chunk(next, &mut reader).await;
-                if !chunk.alerts.is_empty() {
-                    self.ring().push(chunk);
+                let mut left = CHUNKS_AT_ONCE;
+                while let Some(first) = next.take() {
+                    let chunk = chunk(first, &mut reader).await;
+                    left -= 1;
+                    if left > 0 && chunk.bytes.len() >= CHUNK_BYTES_MAX {
+                        next = reader.try_next().await;
+                    }
+                    if !chunk.alerts.is_empty() {
+                        self.ring().push(chunk);
+                    }
                 }
             }
             self.newest.send_replace(reader.position());

@@ -23,7 +23,8 @@ use crate::{
     digest::Digest,
     image::{
         blobs::{BlobError, Blobs as _, DocumentError, read_document},
-        manifest::{self, Document, Manifest, ManifestError, choose_platform},
+        manifest::{self, Document, ManifestError, choose_platform},
+        store::ImageStore,
     },
 };
 
@@ -89,12 +90,14 @@ enum ReadError {
 /// Answers jobs until there is nobody left to ask or to tell.
 pub(super) async fn run(
     client: Client,
+    images: ImageStore,
     changes: mpsc::Sender<Change>,
     references: watch::Sender<Arc<[Reference]>>,
     mut jobs: mpsc::Receiver<Job>,
 ) {
     let mut resolver = Resolver {
         client,
+        images,
         catalog: Catalog::default(),
         unreadable: LruCache::new(UNREADABLE_MAX),
     };
@@ -137,6 +140,7 @@ pub(super) async fn run(
 
 struct Resolver {
     client: Client,
+    images: ImageStore,
     catalog: Catalog,
     /// Why an index or manifest could not be read when it was last tried.
     unreadable: LruCache<Digest, String>,
@@ -274,7 +278,7 @@ impl Resolver {
                 }
             }
         };
-        let Manifest { config, .. } = manifest;
+        let config = &manifest.config;
         let bytes = self.blob(namespace, &config.digest).await?;
         let parsed = manifest::parse_config(&bytes)?;
         let chain_id = manifest::chain_id(&parsed.diff_ids).ok_or(ReadError::NoLayers)?;
@@ -287,6 +291,8 @@ impl Resolver {
             },
             config: parsed,
         };
+        self.images
+            .documents_read(&image.id, &manifest, &image.config);
         Ok((image, index))
     }
 

@@ -29,6 +29,7 @@ use crate::{
     clock,
     containerd::{Client, ContainerdError, Event, Events, SnapshotRecord},
     digest::Digest,
+    image::store::ImageStore,
 };
 
 /// Changes that wait for the owner. When it is full the events wait, and containerd keeps them.
@@ -47,15 +48,17 @@ const LISTING_PAUSE_MIN: Duration = Duration::from_millis(20);
 
 /// Follows containerd until nobody takes `changes` any more. `listings` has the latest listing that
 /// [`super::inventory::Inventory::begin_listing`] asked for, and `references` is given the image
-/// references whenever they change. Dropping the future ends it at once.
+/// references whenever they change; `images` is told of the documents that are read for it. Dropping
+/// the future ends it at once.
 pub async fn run(
     client: Client,
+    images: ImageStore,
     changes: mpsc::Sender<Change>,
     listings: watch::Receiver<Option<ListingRequest>>,
     references: watch::Sender<Arc<[Reference]>>,
 ) {
     let (jobs, asked) = mpsc::channel(JOBS_MAX);
-    let resolver = resolve::run(client.clone(), changes.clone(), references, asked);
+    let resolver = resolve::run(client.clone(), images, changes.clone(), references, asked);
     let follower = Follower {
         client,
         changes,

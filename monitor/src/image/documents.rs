@@ -9,7 +9,7 @@ use super::{
     blobs::{BlobError, DocumentError, Origin, Part, read_document},
     error::Cause,
     manifest::{self, Document, Manifest},
-    store::{Inner, without_index},
+    store::{ImageStore, Inner, without_index},
 };
 use crate::{containers::ImageId, digest::Digest};
 
@@ -21,6 +21,25 @@ const STACKS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 pub(super) struct Stack {
     /// Bottom to top.
     pub(super) layers: Vec<StackLayer>,
+}
+
+impl Stack {
+    fn new(manifest: &Manifest, config: &manifest::Config) -> Result<Self, Cause> {
+        let (layers, diff_ids) = (&manifest.layers, &config.diff_ids);
+        if layers.len() != diff_ids.len() {
+            let (layers, diff_ids) = (layers.len(), diff_ids.len());
+            return Err(Cause::LayerCount { layers, diff_ids });
+        }
+        let layers = layers.iter().zip(diff_ids);
+        let layers = layers.map(|(layer, diff_id)| StackLayer {
+            blob: layer.digest,
+            bytes: layer.size,
+            diff_id: *diff_id,
+        });
+        Ok(Self {
+            layers: layers.collect(),
+        })
+    }
 }
 
 /// One of them.
@@ -43,6 +62,10 @@ impl Stacks {
         self.0.get(&without_index(image)).map(Arc::clone)
     }
 
+    fn put(&mut self, image: &ImageId, stack: &Arc<Stack>) {
+        self.0.put(without_index(image), Arc::clone(stack));
+    }
+
     pub(super) fn forget(&mut self, manifests: &[Digest]) {
         remove(&mut self.0, manifests);
     }
@@ -56,6 +79,17 @@ pub(super) fn remove<V>(cache: &mut LruCache<ImageId, V>, manifests: &[Digest]) 
         .cloned()
         .collect();
     gone.iter().filter_map(|image| cache.pop(image)).collect()
+}
+
+impl ImageStore {
+    /// Takes note of the documents of `image`, which somebody has read and compared with their digests,
+    /// so that they need not be read for its contents again.
+    pub fn documents_read(&self, image: &ImageId, manifest: &Manifest, config: &manifest::Config) {
+        // What does not fit together is found by who asks for the contents.
+        if let Ok(stack) = Stack::new(manifest, config) {
+            self.inner.state().stacks.put(image, &Arc::new(stack));
+        }
+    }
 }
 
 impl Inner {
@@ -75,22 +109,8 @@ impl Inner {
             self.manifest(namespace, image, origin),
             self.config(namespace, image, origin)
         )?;
-        if manifest.layers.len() != config.diff_ids.len() {
-            let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
-            return Err(Cause::LayerCount { layers, diff_ids });
-        }
-        let layers = manifest.layers.iter().zip(config.diff_ids);
-        let layers = layers.map(|(layer, diff_id)| StackLayer {
-            blob: layer.digest,
-            bytes: layer.size,
-            diff_id,
-        });
-        let stack = Arc::new(Stack {
-            layers: layers.collect(),
-        });
-        let mut state = self.state();
-        let key = without_index(image);
-        state.stacks.0.put(key, Arc::clone(&stack));
+        let stack = Arc::new(Stack::new(&manifest, &config)?);
+        self.state().stacks.put(image, &stack);
         Ok(stack)
     }
 

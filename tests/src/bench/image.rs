@@ -1,5 +1,5 @@
-//! What it takes to know what images hold: reading layers beside programs that only hash them, a
-//! second start, memory, and bytes on disk.
+//! What it takes to know what images hold: reading layers beside programs that only hash them,
+//! memory, and bytes on disk.
 
 use std::{
     fs,
@@ -13,8 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
-
 use super::figures::median;
 use crate::{
     alerts::text,
@@ -22,14 +20,14 @@ use crate::{
     daemon::Daemon,
     image::{self, Config, Image},
     layer::{Attributes, Layer},
-    poll::{PATIENCE, until},
+    poll::until,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 /// Turns of all that is compared; the middle one of each is shown.
 const TURNS: usize = 3;
 /// Layers of Debian packages, which every image here is made of.
-const PACKAGES: [&str; 7] = [
+pub(super) const PACKAGES: [&str; 7] = [
     "postgres", "nginx", "node", "java", "python", "redis", "tools",
 ];
 /// How many of them are there where time is measured.
@@ -37,9 +35,6 @@ const TIMED_PACKAGES: usize = 1;
 /// What the large image holds beside them.
 const LARGE_FILES: usize = 18;
 const LARGE_FILE_BYTES: usize = 64 << 20;
-/// Images of the second start.
-const IMAGES: usize = 50;
-const SECOND_STARTS: usize = 5;
 /// How long reading the large image may take.
 const READING_TIME_MAX: Duration = Duration::from_secs(600);
 const MEMORY_INTERVAL: Duration = Duration::from_millis(5);
@@ -53,7 +48,6 @@ pub(super) fn run() -> Result<()> {
     let daemon = Daemon::start(&containerd.address(), &directory)?;
     memory(&containerd, &daemon)?;
     daemon.stop()?;
-    second_start(&containerd)?;
     containerd.remove()
 }
 
@@ -254,53 +248,6 @@ fn memory(containerd: &Containerd, daemon: &Daemon) -> Result<()> {
         number(index) / number(files),
         number(index) / number(entries.len() as u64)
     );
-    Ok(())
-}
-
-/// What it takes a daemon that was started again to know images from its index.
-fn second_start(containerd: &Containerd) -> Result<()> {
-    let mut references = Vec::new();
-    for number in 0..IMAGES {
-        let packages = PACKAGES.get(number % PACKAGES.len()).copied();
-        let own = format!("image {number}");
-        let layers = [
-            image::debian_layer("base")?,
-            image::debian_layer(packages.unwrap_or("nginx"))?,
-            Layer::new().program("entrypoint", own.as_bytes()),
-        ];
-        let reference = format!("example.invalid/bench-start-{number}:1");
-        containerd.import(&Image::build(&reference, &layers, &Config::default())?)?;
-        references.push(reference);
-    }
-    let directory = containerd.directory().join("start");
-    let mut took = Vec::new();
-    // The first start makes the index.
-    for _ in 0..=SECOND_STARTS {
-        let daemon = Daemon::start(&containerd.address(), &directory)?;
-        let ask = || -> Result<f64> {
-            let began = Instant::now();
-            for reference in &references {
-                daemon.monitorctl(["image", "contents", reference, "/entrypoint"])?;
-            }
-            Ok(began.elapsed().as_secs_f64())
-        };
-        until("the images to be listed", PATIENCE, || {
-            let listed = Value::from(daemon.monitorctl(["image", "list"])?).to_string();
-            let is_listed = |reference: &String| listed.contains(&format!("\"{reference}\""));
-            ensure!(references.iter().all(is_listed), "{listed}");
-            Ok(())
-        })?;
-        let unknown = ask()?;
-        let mut known = (0..3).map(|_| ask()).collect::<Result<Vec<f64>>>()?;
-        took.push((unknown - median(&mut known)) * 1e3);
-        daemon.stop()?;
-    }
-    let first = took.remove(0);
-    println!(
-        "{IMAGES} images of Debian packages: {:.0} ms to know them from the index, median of {SECOND_STARTS}; {first:.0} ms to read them",
-        median(&mut took)
-    );
-    println!("  (what questions about their contents take more than when they were asked before)");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod flood;
 mod image;
 mod latency;
 mod opens;
+mod start;
 mod stream;
 mod tracer;
 
@@ -13,8 +14,8 @@ use anyhow::{Result, bail};
 
 pub(crate) use figures::quantile;
 
-/// Measures one, and prints its figures: `opens`, `latency`, `image`, `stream`, `consumers` or
-/// `flood`.
+/// Measures one, and prints its figures: `opens`, `latency`, `image`, `start`, `stream`,
+/// `consumers` or `flood`.
 ///
 /// # Errors
 ///
@@ -24,6 +25,7 @@ pub fn run(name: &str) -> Result<()> {
         "opens" => opens::run(),
         "latency" => latency::run(),
         "image" => image::run(),
+        "start" => start::run(),
         "stream" => stream::run(),
         "consumers" => consumers::run(),
         "flood" => flood::run(),
