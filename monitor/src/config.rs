@@ -330,10 +330,16 @@ mod tests {
         let jsonl = output("kind = 'jsonl'\npath = '/var/log/a'\n");
         check(&jsonl, Ok(""));
         check(&output("kind = 'ocsf'\npath = '-'"), Ok(""));
-        check(&output("kind = 'ocsf'"), Err("missing field `path`"));
+        check(
+            &output("kind = 'ocsf'"),
+            Err("soc needs either path or nats"),
+        );
+        let nats = output("kind = 'ocsf'\n[output.nats]\nstream = 'S'\n");
+        check(&format!("{nats}url = 'tls://h:1'"), Ok(""));
+        check(&format!("{nats}url = 'nats://h:1'"), Err("tls://HOST:PORT"));
         check(&output("kind = 'syslog'"), Err("line 3"));
         check(&output("kind = 'syslog'"), Err("`jsonl` or `ocsf`"));
-        check(&output("to = '-'"), Err("`name`, `kind`, `path`"));
+        check(&output("to = '-'"), Err("`name`, `kind`, `path`, `nats`"));
         check(&output("kind = 'ocsf'\npath = 'a'"), Err("nor `-`"));
         check(&jsonl.replace("soc", "a/b"), Err("letters, digits"));
         check(&jsonl.repeat(2), Err("two have the name or path"));

@@ -17,6 +17,7 @@ pub mod ctl;
 pub mod detect;
 pub mod digest;
 pub mod doctor;
+pub(crate) mod files;
 pub mod image;
 pub mod metrics;
 pub mod outputs;

@@ -15,6 +15,7 @@ pub mod flood;
 pub mod http;
 pub mod image;
 pub mod layer;
+pub mod nats;
 pub mod poll;
 pub mod registry;
 pub mod scratch;

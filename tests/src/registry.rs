@@ -17,6 +17,7 @@ use crate::{
     containerd::Process,
     image::Image,
     poll::{PATIENCE, until},
+    skip::server,
 };
 
 /// Whom it lets in, and by what.
@@ -51,7 +52,8 @@ impl Registry {
         );
         fs::write(path.join("config.yml"), config)?;
         let log = File::create(path.join("log"))?;
-        let mut command = Command::new("docker-registry");
+        let program = server("docker-registry").context("there is no docker-registry")?;
+        let mut command = Command::new(program);
         command
             .arg("serve")
             .arg(path.join("config.yml"))

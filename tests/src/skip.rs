@@ -39,6 +39,8 @@ pub enum Need {
     DebianLayers,
     /// Debian's registry for images.
     DockerRegistry,
+    /// Debian's NATS server.
+    NatsServer,
     /// gRPC for Python, and what makes stubs for it.
     PythonGrpc,
 }
@@ -66,9 +68,8 @@ impl Need {
             }
             Self::UserNamespaces => absent("/proc/self/uid_map"),
             Self::DebianLayers => absent(&debian_layers().to_string_lossy()),
-            Self::DockerRegistry => on_path("docker-registry")
-                .is_none()
-                .then(|| "docker-registry is not on the path".to_owned()),
+            Self::DockerRegistry => no_server("docker-registry"),
+            Self::NatsServer => no_server("nats-server"),
             Self::PythonGrpc => [
                 "/usr/lib/python3/dist-packages/grpc",
                 "/usr/lib/python3/dist-packages/google/protobuf",
@@ -90,6 +91,22 @@ pub fn on_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?)
         .map(|directory| directory.join(program))
         .find(|file| file.is_file())
+}
+
+/// A server that `cargo xtask setup` unpacked, or that is on the path.
+pub fn server(program: &str) -> Option<PathBuf> {
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/servers/usr");
+    let mut files = ["bin", "sbin"]
+        .map(|folder| unpacked.join(folder).join(program))
+        .into_iter();
+    files
+        .find(|file| file.is_file())
+        .or_else(|| on_path(program))
+}
+
+fn no_server(program: &str) -> Option<String> {
+    let is_absent = server(program).is_none();
+    is_absent.then(|| format!("{program} is neither in target/servers nor on the path"))
 }
 
 /// Whether the calling test must be skipped; says why and records it.

@@ -124,7 +124,8 @@ fn mirror_among(targets: &str) -> Option<&str> {
         .map(str::trim_end)
 }
 
-fn link(built: &Path, link: &Path) -> Result<()> {
+/// Makes the link `link` to `built`, or changes it.
+pub(crate) fn link(built: &Path, link: &Path) -> Result<()> {
     let linking = || format!("linking {} to {}", link.display(), built.display());
     if fs::read_link(link).is_ok_and(|target| target == built) {
         return Ok(());

@@ -9,6 +9,7 @@ mod guest;
 mod images;
 mod lint;
 mod run;
+mod servers;
 mod setup;
 mod test;
 mod toolchain;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Some(Task::Setup) => setup::run().map(|_| {
             guest::prepare();
+            servers::prepare();
             images::prepare();
         }),
         Some(Task::Build { debug }) => build::run(build::Profile::from_debug(debug)).map(|_| ()),

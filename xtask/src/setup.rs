@@ -31,7 +31,7 @@ struct Tool {
     package: &'static str,
 }
 
-const TOOLS: [Tool; 13] = [
+const TOOLS: [Tool; 12] = [
     tool("containerd", &["--version"], "containerd"),
     tool("containerd-shim-runc-v2", &["-v"], "containerd"),
     tool("ctr", &["--version"], "containerd"),
@@ -40,8 +40,6 @@ const TOOLS: [Tool; 13] = [
     tool("crun", &["--version"], "crun"),
     // containerd-client's build script runs it.
     tool("protoc", &["--version"], "protobuf-compiler"),
-    // Gives images back in tests.
-    tool("docker-registry", &["--version"], "docker-registry"),
     tool(BUSYBOX, &["--help"], "busybox-static"),
     // Debian's own, wherever another may come first: its files go into images.
     tool(PYTHON, &["--version"], "python3-minimal"),

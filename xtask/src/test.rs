@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build::{self, Profile},
     guest::{self, Document},
-    images, run, workspace,
+    images, run, servers, workspace,
 };
 
 /// Names the file to which a test that cannot run on this machine appends `TEST: REASON`.
@@ -31,6 +31,7 @@ const SKIPS: &str = "MONITOR_SKIPS";
 /// The build or a test fails, or `CI=true` and a test was skipped.
 pub(crate) fn run(filters: &[String]) -> Result<()> {
     let programs = build::run(Profile::Release)?;
+    servers::prepare();
     images::prepare();
     let skips = workspace::target().join("skipped-tests");
     if skips.exists() {

@@ -99,6 +99,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let node = node_name(&config)?;
+    let cluster = config.cluster.clone().unwrap_or_default();
     tracing::info!(
         ?config,
         node,
@@ -194,7 +195,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         contents: Arc::clone(&contents),
         log: log.clone(),
         node: NodeFacts {
-            cluster: config.cluster.unwrap_or_default(),
+            cluster: cluster.clone(),
             environment: config.environment.unwrap_or_default(),
             node: node.clone(),
             boot_time: build::boot_time().context("cannot read the clock")?,
@@ -211,7 +212,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         changed,
     };
     let mut owning = tokio::spawn(owner.run(inputs, stopped(owner_stops)));
-    let outputs = Outputs::start(&config.output, &log).context("cannot start an output")?;
+    let outputs =
+        Outputs::start(&config.output, &log, &cluster, &node).context("cannot start an output")?;
     let outputs = Arc::new(outputs);
     let collector = config.collector.as_ref();
     let collector = collector.map(|collector| Arc::new(api::Collector::new(collector, &node)));

@@ -24,11 +24,11 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    fn new(manifest: &Manifest, config: &manifest::Config) -> Result<Self, Cause> {
+    /// `None` if the documents name different numbers of layers.
+    fn new(manifest: &Manifest, config: &manifest::Config) -> Option<Self> {
         let (layers, diff_ids) = (&manifest.layers, &config.diff_ids);
         if layers.len() != diff_ids.len() {
-            let (layers, diff_ids) = (layers.len(), diff_ids.len());
-            return Err(Cause::LayerCount { layers, diff_ids });
+            return None;
         }
         let layers = layers.iter().zip(diff_ids);
         let layers = layers.map(|(layer, diff_id)| StackLayer {
@@ -36,7 +36,7 @@ impl Stack {
             bytes: layer.size,
             diff_id: *diff_id,
         });
-        Ok(Self {
+        Some(Self {
             layers: layers.collect(),
         })
     }
@@ -86,7 +86,7 @@ impl ImageStore {
     /// so that they need not be read for its contents again.
     pub fn documents_read(&self, image: &ImageId, manifest: &Manifest, config: &manifest::Config) {
         // What does not fit together is found by who asks for the contents.
-        if let Ok(stack) = Stack::new(manifest, config) {
+        if let Some(stack) = Stack::new(manifest, config) {
             self.inner.state().stacks.put(image, &Arc::new(stack));
         }
     }
@@ -109,7 +109,11 @@ impl Inner {
             self.manifest(namespace, image, origin),
             self.config(namespace, image, origin)
         )?;
-        let stack = Arc::new(Stack::new(&manifest, &config)?);
+        let stack = Stack::new(&manifest, &config).ok_or(Cause::LayerCount {
+            layers: manifest.layers.len(),
+            diff_ids: config.diff_ids.len(),
+        })?;
+        let stack = Arc::new(stack);
         self.state().stacks.put(image, &stack);
         Ok(stack)
     }

@@ -1,15 +1,17 @@
-//! Outputs of alerts beside the API: files and standard output.
+//! Outputs of alerts beside the API: files, standard output and NATS JetStream.
 //!
 //! Each is a consumer of the log with a name and a thread of its own: it reads at its own pace,
 //! writes, syncs and only then acknowledges, so that what it had not synced when the daemon was
 //! killed is written again. Copies have the same journal and cursor. One that cannot write tries
 //! again and again, and what expires meanwhile it tells in its place; nobody else waits for it.
 
+mod batch;
+pub mod nats;
 mod sink;
 mod worker;
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -49,7 +51,34 @@ pub struct Settings {
     /// How alerts are written.
     pub kind: Kind,
     /// The file to append to, or `-` for standard output.
-    pub path: PathBuf,
+    pub path: Option<PathBuf>,
+    /// Or a stream of a NATS server.
+    pub nats: Option<nats::Settings>,
+}
+
+/// Where an output writes to.
+#[derive(Clone, Copy, Debug)]
+enum Place<'a> {
+    File(&'a Path),
+    Nats(&'a nats::Settings),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(formatter, "{}", path.display()),
+            Self::Nats(nats) => write!(formatter, "{} {}", nats.url, nats.subject),
+        }
+    }
+}
+
+impl Settings {
+    fn place(&self) -> Place<'_> {
+        match &self.nats {
+            Some(nats) => Place::Nats(nats),
+            None => Place::File(self.path.as_deref().unwrap_or(Path::new(""))),
+        }
+    }
 }
 
 /// How alerts are written: one JSON object per line.
@@ -86,9 +115,15 @@ pub enum SettingsError {
     /// Not a path that means the same from everywhere.
     #[error("the path {0:?} is neither absolute nor `-`")]
     Path(PathBuf),
+    /// Nowhere to write to, or more than one place.
+    #[error("{0} needs either path or nats")]
+    Place(String),
+    /// A stream that makes no sense.
+    #[error(transparent)]
+    Nats(#[from] nats::SettingsError),
     /// Two would write into each other, or share how far they have come.
-    #[error("two have the name or path {0:?}")]
-    Twice(PathBuf),
+    #[error("two have the name or place {0:?}")]
+    Twice(String),
 }
 
 /// Whether outputs make sense together.
@@ -104,16 +139,20 @@ pub fn check(outputs: &[Settings]) -> Result<(), SettingsError> {
         if !consumers::is_name(&output.name) {
             return Err(SettingsError::Name(output.name.clone()));
         }
-        if !output.path.is_absolute() && output.path != Path::new(STDOUT) {
-            return Err(SettingsError::Path(output.path.clone()));
+        match (&output.path, &output.nats) {
+            (Some(path), None) if path.is_absolute() || path == Path::new(STDOUT) => {}
+            (Some(path), None) => return Err(SettingsError::Path(path.clone())),
+            (None, Some(nats)) => nats.check()?,
+            _ => return Err(SettingsError::Place(output.name.clone())),
         }
         let mut others = outputs.iter().take(index);
         if others.any(|other| other.name == output.name) {
-            return Err(SettingsError::Twice(output.name.clone().into()));
+            return Err(SettingsError::Twice(output.name.clone()));
         }
+        let place = output.place().to_string();
         let mut others = outputs.iter().take(index);
-        if others.any(|other| other.path == output.path) {
-            return Err(SettingsError::Twice(output.path.clone()));
+        if others.any(|other| other.place().to_string() == place) {
+            return Err(SettingsError::Twice(place));
         }
     }
     Ok(())
@@ -128,12 +167,18 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Starts a thread for each. They read with the runtime that this is called in.
+    /// Starts a thread for each, on this node of this cluster. They read with the runtime that
+    /// this is called in.
     ///
     /// # Errors
     ///
     /// The system's, when it has no more threads.
-    pub fn start(outputs: &[Settings], log: &AlertLog) -> io::Result<Self> {
+    pub fn start(
+        outputs: &[Settings],
+        log: &AlertLog,
+        cluster: &str,
+        node: &str,
+    ) -> io::Result<Self> {
         let mut started = Self::default();
         for settings in outputs {
             let account = Arc::new(Account::new(settings.clone()));
@@ -142,6 +187,7 @@ impl Outputs {
                 log.clone(),
                 Handle::current(),
                 started.stop.subscribe(),
+                (cluster, node),
             );
             let (alive, ended) = oneshot::channel();
             thread::Builder::new()
@@ -217,7 +263,7 @@ impl Account {
         v1::status::Output {
             name: self.settings.name.clone(),
             kind: self.settings.kind.name().to_owned(),
-            path: self.settings.path.display().to_string(),
+            path: self.settings.place().to_string(),
             cursor: counts.cursor,
             written: counts.written,
             missing: counts.missing,

@@ -19,8 +19,13 @@ fn settings(name: &str, kind: Kind, path: PathBuf) -> Settings {
     Settings {
         name: name.to_owned(),
         kind,
-        path,
+        path: Some(path),
+        nats: None,
     }
+}
+
+fn start(outputs: &[Settings], log: &AlertLog) -> io::Result<Outputs> {
+    Outputs::start(outputs, log, "", "node")
 }
 
 fn append(log: &AlertLog, count: usize) {
@@ -71,7 +76,7 @@ async fn outputs_go_on_where_they_were() {
     let mut expect = Vec::new();
     for round in 1..=2 {
         let log = open(&directory);
-        let outputs = Outputs::start(&all, &log).unwrap();
+        let outputs = start(&all, &log).unwrap();
         append(&log, 100);
         expect.extend(log.recent().iter().map(|alert| json::alert(alert)));
         expect.dedup_by_key(|alert| alert["cursor"].clone());
@@ -97,8 +102,7 @@ async fn one_that_cannot_write_tries_again_and_tells_what_expired() {
     let good = directory.path().join("good");
     let log = AlertLog::bounded(10, 1 << 20);
     let broken = settings("broken", Kind::Jsonl, path.clone());
-    let outputs =
-        Outputs::start(&[broken, settings("good", Kind::Jsonl, good.clone())], &log).unwrap();
+    let outputs = start(&[broken, settings("good", Kind::Jsonl, good.clone())], &log).unwrap();
     append(&log, 1);
     until(&outputs, |output| {
         output.name == "good" || output.failures > 1
@@ -140,7 +144,7 @@ async fn another_journal_is_told() {
     let path = directory.path().join("alerts");
     let log = AlertLog::new();
     log.consumers().acknowledge("output:a", "gone", 7).unwrap();
-    let outputs = Outputs::start(&[settings("a", Kind::Jsonl, path.clone())], &log).unwrap();
+    let outputs = start(&[settings("a", Kind::Jsonl, path.clone())], &log).unwrap();
     append(&log, 1);
     until(&outputs, |output| output.cursor == 1).await;
     let written = lines(&path);

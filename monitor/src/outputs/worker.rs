@@ -3,14 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use monitor_api::{
-    json::{self, Missing},
-    ocsf,
-};
+use monitor_api::json::Missing;
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 use tracing::{info, warn};
 
-use super::{Account, CONSUMER_PREFIX, Kind, sink::Sink};
+use super::{
+    Account, CONSUMER_PREFIX, Place,
+    batch::Batch,
+    nats::{Outcome, Publisher},
+    sink::Sink,
+};
 use crate::alerts::{AlertLog, AlertReader, Delivery, Next, Start, build::timestamp};
 
 /// Bytes of lines that are written at once; one line more than that is held.
@@ -43,18 +45,25 @@ pub(super) struct Worker {
     log: AlertLog,
     runtime: Handle,
     stop: watch::Receiver<Stop>,
-    sink: Sink,
+    target: Target,
     has_failed_to_acknowledge: bool,
 }
 
-/// Lines that are written together.
-#[derive(Default)]
-struct Batch {
-    lines: String,
-    /// The newest cursor in it.
-    cursor: u64,
-    alerts: u64,
-    missing: u64,
+/// Where batches go.
+enum Target {
+    Lines(Sink),
+    Nats(Box<Publisher>),
+}
+
+/// What came of a batch.
+enum Delivered {
+    Yes,
+    /// To be read again after this cursor: it was there and is no longer.
+    Lost {
+        after: u64,
+    },
+    /// Told to stop before.
+    No,
 }
 
 impl Worker {
@@ -63,10 +72,25 @@ impl Worker {
         log: AlertLog,
         runtime: Handle,
         stop: watch::Receiver<Stop>,
+        (cluster, node): (&str, &str),
     ) -> Self {
+        let settings = &account.settings;
+        let target = match settings.place() {
+            Place::File(path) => Target::Lines(Sink::new(path)),
+            Place::Nats(nats) => {
+                let kind = settings.kind;
+                Target::Nats(Box::new(Publisher::new(
+                    nats,
+                    kind,
+                    log.journal(),
+                    cluster,
+                    node,
+                )))
+            }
+        };
         Self {
-            consumer: format!("{CONSUMER_PREFIX}{}", account.settings.name),
-            sink: Sink::new(&account.settings.path),
+            consumer: format!("{CONSUMER_PREFIX}{}", settings.name),
+            target,
             account,
             log,
             runtime,
@@ -83,13 +107,21 @@ impl Worker {
             if *self.stop.borrow() == Stop::Now {
                 return;
             }
-            if !batch.lines.is_empty() && !self.deliver(&batch) {
-                return;
+            if !batch.is_empty() {
+                match self.deliver(&batch) {
+                    Delivered::Yes => {}
+                    Delivered::Lost { after } => {
+                        reader = self.reader(Start::After(after));
+                        batch = Batch::default();
+                        continue;
+                    }
+                    Delivered::No => return,
+                }
             }
             if is_last {
                 return;
             }
-            let is_full = batch.lines.len() >= BATCH_BYTES_MAX;
+            let is_full = batch.lines().len() >= BATCH_BYTES_MAX;
             batch = Batch::default();
             if !is_full {
                 self.pause(BATCH_INTERVAL);
@@ -109,14 +141,18 @@ impl Worker {
                 Start::Oldest
             }
         };
+        let reader = self.reader(start);
+        self.account.counts().cursor = reader.position();
+        (reader, batch)
+    }
+
+    fn reader(&self, start: Start) -> AlertReader {
         let reader = self.log.subscribe(start, Delivery::Written);
-        let reader = reader.unwrap_or_else(|error| {
+        reader.unwrap_or_else(|error| {
             warn!(%error, output = self.account.settings.name, "starting at the oldest alert");
             let ever = prost_types::Timestamp::default();
             self.log.subscribe_at(ever, Delivery::Written)
-        });
-        self.account.counts().cursor = reader.position();
-        (reader, batch)
+        })
     }
 
     /// Waits for alerts and takes what there is; false once there are to be no more.
@@ -132,7 +168,7 @@ impl Worker {
                 }
                 () = stopped(&mut stop) => false,
             };
-            while batch.lines.len() < BATCH_BYTES_MAX && *self.stop.borrow() != Stop::Now {
+            while batch.lines().len() < BATCH_BYTES_MAX && *self.stop.borrow() != Stop::Now {
                 match reader.try_next().await {
                     Some(next) => self.add(batch, next),
                     None => break,
@@ -145,13 +181,7 @@ impl Worker {
     fn add(&self, batch: &mut Batch, next: Next) {
         match next {
             Next::Alert(alert) => {
-                let value = match self.account.settings.kind {
-                    Kind::Jsonl => json::alert(&alert),
-                    Kind::Ocsf => ocsf::alert(&alert),
-                };
-                batch.push(&value);
-                batch.cursor = alert.cursor;
-                batch.alerts += 1;
+                batch.push_alert(self.account.settings.kind, &alert);
             }
             Next::Expired { from, before } => {
                 self.missing(batch, self.log.journal(), from, Some(before), "expired");
@@ -179,48 +209,77 @@ impl Worker {
             reason,
             time: timestamp(Timestamp::now()),
         };
-        batch.push(&match self.account.settings.kind {
-            Kind::Jsonl => json::missing(&missing),
-            Kind::Ocsf => ocsf::missing(&missing),
-        });
-        if let Some(before) = before {
-            batch.cursor = before.saturating_sub(1);
-            batch.missing += before.saturating_sub(from);
-        }
+        batch.push_missing(self.account.settings.kind, &missing);
     }
 
-    /// Tries until it is written and acknowledged; false if it is told to stop before.
-    fn deliver(&mut self, batch: &Batch) -> bool {
+    /// Tries until it is written and acknowledged.
+    fn deliver(&mut self, batch: &Batch) -> Delivered {
         let mut pause = RETRY_INTERVAL_MIN;
-        while let Err(error) = self.sink.write(batch.lines.as_bytes()) {
-            self.failed(&error);
+        loop {
+            match self.write(batch) {
+                Ok(Outcome::Stored { too_long }) => {
+                    self.succeeded(batch, too_long);
+                    return Delivered::Yes;
+                }
+                Ok(Outcome::Lost { after }) => {
+                    let output = &self.account.settings.name;
+                    warn!(
+                        output,
+                        after, "what was written is no longer there; writing it again"
+                    );
+                    return Delivered::Lost { after };
+                }
+                Err(error) => self.failed(&error),
+            }
             if !self.pause(pause) {
-                return false;
+                return Delivered::No;
             }
             pause = pause.saturating_mul(2).min(RETRY_INTERVAL_MAX);
         }
-        self.succeeded(batch);
-        true
     }
 
-    fn failed(&self, error: &std::io::Error) {
-        let path = self.account.settings.path.display();
+    fn write(&mut self, batch: &Batch) -> Result<Outcome, String> {
+        match &mut self.target {
+            Target::Lines(sink) => {
+                let written = sink.write(batch.lines().as_bytes());
+                written.map_err(|error| error.to_string())?;
+                Ok(Outcome::Stored { too_long: 0 })
+            }
+            Target::Nats(publisher) => {
+                let mut stop = self.stop.clone();
+                let newest = self.log.newest();
+                self.runtime.block_on(async {
+                    tokio::select! {
+                        written = publisher.write(batch, newest) => {
+                            written.map_err(|error| error.to_string())
+                        }
+                        _ = stop.wait_for(|stop| *stop == Stop::Now) => {
+                            Err("the daemon ends".to_owned())
+                        }
+                    }
+                })
+            }
+        }
+    }
+
+    fn failed(&self, error: &str) {
+        let path = self.account.settings.place();
         let mut counts = self.account.counts();
         counts.failures += 1;
         let since = counts.failing.take().map(|(since, _)| since);
         if since.is_none() {
             let output = &self.account.settings.name;
-            warn!(%error, output, %path, "cannot write alerts; trying again");
+            warn!(error, output, %path, "cannot write alerts; trying again");
         }
         let since = since.unwrap_or_else(Timestamp::now);
         counts.failing = Some((since, format!("cannot write {path}: {error}")));
     }
 
-    fn succeeded(&mut self, batch: &Batch) {
+    fn succeeded(&mut self, batch: &Batch, too_long: u64) {
         let output = &self.account.settings.name;
         let mut counts = self.account.counts();
-        counts.written += batch.alerts;
-        counts.missing += batch.missing;
+        counts.written += batch.alerts.saturating_sub(too_long);
+        counts.missing += batch.missing + too_long;
         counts.cursor = counts.cursor.max(batch.cursor);
         let has_failed = counts.failing.take().is_some();
         drop(counts);
@@ -250,11 +309,4 @@ impl Worker {
 async fn stopped(stop: &mut watch::Receiver<Stop>) {
     // An error means that the sender is gone, which is a stop as well.
     let _ = stop.wait_for(|stop| *stop != Stop::No).await;
-}
-
-impl Batch {
-    fn push(&mut self, value: &serde_json::Value) {
-        self.lines.push_str(&json::line(value));
-        self.lines.push('\n');
-    }
 }
