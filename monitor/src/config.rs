@@ -342,7 +342,7 @@ mod tests {
         check(&output("to = '-'"), Err("`name`, `kind`, `path`, `nats`"));
         check(&output("kind = 'ocsf'\npath = 'a'"), Err("nor `-`"));
         check(&jsonl.replace("soc", "a/b"), Err("letters, digits"));
-        check(&jsonl.repeat(2), Err("two have the name or path"));
+        check(&jsonl.repeat(2), Err("two have the name or place"));
         check(&jsonl.repeat(9), Err("at most 8"));
         check("journal.days = 1", Err("`bytes_max` or `days_max`"));
     }
