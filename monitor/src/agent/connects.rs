@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::{
-    activity,
     owner::Owner,
     runtime,
     state::{Pending, What},
@@ -23,7 +22,7 @@ use crate::{
 /// What is known of a connect of TCP beside the other: its alert, or what came of it.
 pub(super) enum Answered {
     /// Raised, and without an answer yet.
-    NotYet(Vec<Finding>),
+    NotYet(Box<Finding>),
     /// Answered, and not judged yet.
     As(Outcome),
 }
@@ -52,44 +51,34 @@ impl Owner {
             hook: hooks::set_name(used.hook),
         });
         self.state.counts.judged += 1;
-        // In a container itself the daemon asks the runtime all the time.
-        if used.process.pid == std::process::id() {
-            self.state.counts.peers += 1;
-            return;
-        }
-        let found = self.weigh(&activity::connected(pending, connect, container), finding);
-        if found.is_empty() {
-            self.state.counts.peers += 1;
-            self.remember_peer(connect);
-            self.state.answers.pop(&place(used));
-        } else {
-            self.raise_connect(connect, found);
+        match finding {
+            // In a container itself the daemon asks the runtime all the time.
+            Some(_) if used.process.pid == std::process::id() => self.state.counts.peers += 1,
+            Some(finding) => self.raise_connect(connect, finding),
+            None => {
+                self.state.counts.peers += 1;
+                self.remember_peer(connect);
+                self.state.answers.pop(&place(used));
+            }
         }
     }
 
-    fn raise_connect(&mut self, connect: &Connect, mut found: Vec<Finding>) {
+    fn raise_connect(&mut self, connect: &Connect, mut finding: Finding) {
         let used = &connect.used;
-        found.retain(|finding| {
-            let peer = finding.connection.as_ref();
-            peer.is_some_and(|peer| {
-                self.is_first(used.process.id(), finding.kind, peer.address.clone())
-            })
-        });
-        if found.is_empty() {
+        let Some(peer) = &mut finding.connection else {
+            return;
+        };
+        if !self.is_first(used.process.id(), finding.kind, peer.address.clone()) {
             return;
         }
-        let outcome = match self.state.answers.pop(&place(used)) {
-            Some(Answered::As(outcome)) => Some(outcome),
-            _ => None,
-        };
-        for finding in &mut found {
-            if let Some(peer) = &mut finding.connection {
-                peer.outcome = outcome;
-            }
-            self.raise_of(used, finding);
+        if let Some(Answered::As(outcome)) = self.state.answers.pop(&place(used)) {
+            peer.outcome = Some(outcome);
         }
-        if connect.protocol == Protocol::Tcp && outcome.is_none() {
-            self.state.answers.put(place(used), Answered::NotYet(found));
+        let is_answered = peer.outcome.is_some();
+        self.raise_of(used, &finding);
+        if connect.protocol == Protocol::Tcp && !is_answered {
+            let raised = Answered::NotYet(Box::new(finding));
+            self.state.answers.put(place(used), raised);
         }
     }
 
@@ -97,13 +86,11 @@ impl Owner {
     pub(super) fn answered(&mut self, answer: Answer) {
         let place = (answer.pid, answer.connect_boot_ns);
         match self.state.answers.pop(&place) {
-            Some(Answered::NotYet(found)) => {
-                for mut finding in found {
-                    if let Some(connection) = &mut finding.connection {
-                        connection.outcome = Some(answer.outcome);
-                    }
-                    self.amend(&finding);
+            Some(Answered::NotYet(mut finding)) => {
+                if let Some(connection) = &mut finding.connection {
+                    connection.outcome = Some(answer.outcome);
                 }
+                self.amend(&finding);
             }
             _ => {
                 let answered = Answered::As(answer.outcome);

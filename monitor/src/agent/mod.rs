@@ -1,6 +1,5 @@
 //! The assembly of the daemon: starts each room, connects them, and stops them in order.
 
-mod activity;
 mod bytes;
 mod changes;
 mod connects;
@@ -186,8 +185,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         inventory: Inventory::new(host_mount_namespace),
         runtime: tokio::task::spawn_blocking(runtime::find)
             .await
-            .context("cannot look for the container runtime")?
-            .into(),
+            .context("cannot look for the container runtime")?,
         sockets: runtime::sockets(Path::new(&containerd_address)),
         containerd: containerd_address.clone(),
         bytes: Arc::default(),
