@@ -1,7 +1,7 @@
 //! The daemon's configuration: a TOML file, overridden by options.
 
 use std::{
-    fs, io,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::{
     alerts::{Retention, journal::JOURNAL_BYTES_MIN},
     api::{Address, Roles, TlsFiles, publish},
+    files::{self, ReadError},
     outputs, registry,
 };
 
@@ -188,22 +189,18 @@ pub enum ValueError {
 impl Config {
     /// Reads a configuration file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let path = || path.to_owned();
         let failed = |source| ConfigError::Read {
-            path: path.to_owned(),
+            path: path(),
             source,
         };
-        let metadata = fs::metadata(path).map_err(failed)?;
-        if !metadata.is_file() || metadata.len() > CONFIG_BYTES_MAX {
-            return Err(ConfigError::NotAFile {
-                path: path.to_owned(),
-            });
-        }
-        Self::parse(&fs::read_to_string(path).map_err(failed)?).map_err(|text| {
-            ConfigError::Content {
-                path: path.to_owned(),
-                text,
-            }
-        })
+        let bytes = files::read(&path(), CONFIG_BYTES_MAX).map_err(|error| match error {
+            ReadError::Io(source) => failed(source),
+            ReadError::NotAFile(_) => ConfigError::NotAFile { path: path() },
+        })?;
+        let text = String::from_utf8(bytes)
+            .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+        Self::parse(&text).map_err(|text| ConfigError::Content { path: path(), text })
     }
 
     fn parse(text: &str) -> Result<Self, String> {

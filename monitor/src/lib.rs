@@ -22,4 +22,5 @@ pub mod metrics;
 pub mod outputs;
 pub mod registry;
 pub mod sensor;
+mod tls;
 pub mod verify;

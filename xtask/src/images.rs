@@ -2,18 +2,15 @@
 //! the images hold what everyone's images hold: what Debian's packages and their scripts leave.
 
 use std::{
-    fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io::ErrorKind,
-    os::unix::fs::symlink,
     path::Path,
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use nix::unistd::Uid;
 
-use crate::{apt, run, setup, toolchain, workspace};
+use crate::{apt, cache, run, toolchain, workspace};
 
 /// Debian 12, whatever this machine runs.
 const SUITE: &str = "bookworm";
@@ -48,26 +45,16 @@ pub(crate) fn prepare() {
 }
 
 fn find() -> Result<()> {
-    let cache = workspace::cache()?;
-    let folder = folder();
-    let built = cache.join(&folder);
-    if !built.is_dir() {
-        let _lock = setup::lock(&cache)?;
-        toolchain::remove_unfinished(&cache)?;
-        // Another setup may have built them meanwhile.
-        if !built.is_dir() {
-            build(&cache, &folder)?;
-        }
-    }
-    link(&built, &workspace::target().join(LINK))
+    let built = cache::folder(PREFIX, &version(), build)?;
+    cache::link(&built, &workspace::target().join(LINK))
 }
 
-/// A folder for what is built in this way of these packages. Their versions do not matter, so the
-/// layers stay until they are removed or others are asked for.
-fn folder() -> String {
+/// What is built in this way of these packages. The packages' versions do not matter, so the layers stay
+/// until they are removed or others are asked for.
+fn version() -> String {
     let mut hasher = DefaultHasher::new();
     (BUILD_TEXT, LAYERS).hash(&mut hasher);
-    format!("{PREFIX}{SUITE}-{:016x}", hasher.finish())
+    format!("{SUITE}-{:016x}", hasher.finish())
 }
 
 fn build(cache: &Path, folder: &str) -> Result<()> {
@@ -85,7 +72,6 @@ fn build(cache: &Path, folder: &str) -> Result<()> {
             bail!("{BUILDER} does not run here: install what Debian's {BUILDER} brings");
         }
     }
-    let old = toolchain::folders(cache, PREFIX);
     toolchain::install_into(cache, folder, |place| {
         run::quiet(
             "building images of Debian packages, a minute or two",
@@ -96,11 +82,7 @@ fn build(cache: &Path, folder: &str) -> Result<()> {
                 .args(LAYERS)
                 .current_dir(place),
         )
-    })?;
-    for old in old {
-        fs::remove_dir_all(&old).with_context(|| format!("removing {}", old.display()))?;
-    }
-    Ok(())
+    })
 }
 
 /// The mirror that this machine's own packages come from, if it has the suite.
@@ -122,19 +104,6 @@ fn mirror_among(targets: &str) -> Option<&str> {
         .lines()
         .find_map(|line| line.strip_suffix(" main")?.strip_suffix(SUITE))
         .map(str::trim_end)
-}
-
-/// Makes the link `link` to `built`, or changes it.
-pub(crate) fn link(built: &Path, link: &Path) -> Result<()> {
-    let linking = || format!("linking {} to {}", link.display(), built.display());
-    if fs::read_link(link).is_ok_and(|target| target == built) {
-        return Ok(());
-    }
-    match fs::remove_file(link) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(linking)?,
-        _ => {}
-    }
-    symlink(built, link).with_context(linking)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod build;
+mod cache;
 mod demo;
 mod evasions;
 mod guest;

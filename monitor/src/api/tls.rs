@@ -21,6 +21,8 @@ use rustls::{
 use serde::Deserialize;
 use tracing::{info, warn};
 
+use crate::files::{self, ReadError};
+
 /// Bytes of a file with certificates or a key; a longer one is refused.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -193,17 +195,13 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 /// A file with certificates or a key, of at most [`FILE_BYTES_MAX`].
 pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let failed = |source| TlsError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let found = fs::metadata(path).map_err(failed)?;
-    if !found.is_file() || found.len() > FILE_BYTES_MAX {
-        return Err(TlsError::NotAFile {
-            path: path.to_owned(),
-        });
-    }
-    fs::read(path).map_err(failed)
+    files::read(path, FILE_BYTES_MAX).map_err(|error| {
+        let path = path.to_owned();
+        match error {
+            ReadError::Io(source) => TlsError::Read { path, source },
+            ReadError::NotAFile(_) => TlsError::NotAFile { path },
+        }
+    })
 }
 
 fn content(path: &Path, what: &dyn ToString) -> TlsError {

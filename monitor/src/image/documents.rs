@@ -86,8 +86,13 @@ impl ImageStore {
     /// so that they need not be read for its contents again.
     pub fn documents_read(&self, image: &ImageId, manifest: &Manifest, config: &manifest::Config) {
         // What does not fit together is found by who asks for the contents.
-        if let Some(stack) = Stack::new(manifest, config) {
-            self.inner.state().stacks.put(image, &Arc::new(stack));
+        let Some(stack) = Stack::new(manifest, config) else {
+            return;
+        };
+        let mut state = self.inner.state();
+        // Images that containers use are not driven out by those that are only there.
+        if state.stacks.0.len() < STACKS_MAX.get() {
+            state.stacks.put(image, &Arc::new(stack));
         }
     }
 }

@@ -9,7 +9,6 @@ mod credentials;
 mod repository;
 
 use std::{
-    fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -19,11 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::ring,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
+use rustls::ClientConfig;
 use serde::Deserialize;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,10 +26,12 @@ use tokio_stream::wrappers::ReceiverStream;
 pub use self::repository::{Repository, RepositoryError};
 use crate::{
     digest::Digest,
+    files,
     image::{
         blobs::{BlobError, BlobStream, Origin, Part},
         manifest::DOCUMENT_BYTES_MAX,
     },
+    tls,
 };
 
 /// Chunks, each of at most [`client::BUFFER_BYTES_MAX`], that are read ahead of who uses them.
@@ -120,10 +117,12 @@ impl Registry {
         if let Some(path) = &options.credentials {
             credentials::check(path)?;
         }
+        let ca = &options.ca;
+        let config = tls::trusting(&read(ca)?).map_err(|error| FileError::new(ca, error))?;
         Ok(Self(Arc::new(Shared {
             credentials: options.credentials.clone(),
             plain_http: options.plain_http.clone(),
-            tls: Arc::new(tls(&options.ca)?),
+            tls: Arc::new(config.with_no_client_auth()),
             limits,
             bytes: AtomicU64::new(0),
         })))
@@ -223,29 +222,8 @@ fn time_max(part: Part) -> Duration {
     TIME_MIN.saturating_add(more).min(TIME_MAX)
 }
 
-fn tls(ca: &Path) -> Result<ClientConfig, FileError> {
-    let pem = read(ca)?;
-    let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_slice_iter(&pem);
-    // Bundles hold some that are too old to be understood.
-    roots.add_parsable_certificates(certificates.filter_map(Result::ok));
-    if roots.is_empty() {
-        return Err(FileError::new(ca, "no certificate is in it; give PEM"));
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| FileError::new(ca, error))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
 fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    let failed = |error: io::Error| FileError::new(path, format!("cannot be read: {error}"));
-    let metadata = fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
-        let what = format!("is no regular file of at most {FILE_BYTES_MAX} bytes");
-        return Err(FileError::new(path, what));
-    }
-    fs::read(path).map_err(failed)
+    files::read(path, FILE_BYTES_MAX).map_err(|error| FileError::new(path, error))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{apt, run, setup, toolchain};
+use crate::{apt, cache, run, setup, toolchain};
 
 /// The series that are tested, oldest first: Debian 12's own and its backport of a later one.
 pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
@@ -54,7 +54,7 @@ pub(crate) fn find(cache: &Path, series: &'static str) -> Result<Kernel> {
         (Some((package, version)), here) => {
             let folder = format!("{package}_{version}");
             if here.as_ref() != Some(&folder) {
-                unpack(cache, &package, &version, &folder)?;
+                cache::unpack(cache, &[format!("{package}={version}")], &folder)?;
                 // They would only pile up: a new one comes every few weeks.
                 if let Some(old) = here {
                     let old = cache.join(old);
@@ -103,17 +103,6 @@ fn cached(cache: &Path, series: &str) -> Option<String> {
         .into_iter()
         .filter_map(|folder| Some(folder.file_name()?.to_str()?.to_owned()))
         .max_by_key(|name| numbers(name))
-}
-
-fn unpack(cache: &Path, package: &str, version: &str, folder: &str) -> Result<()> {
-    let wanted = [format!("{package}={version}")];
-    let fill = |place: &Path| apt::unpack(&wanted, place);
-    if toolchain::install_into(cache, folder, fill).is_ok() {
-        return Ok(());
-    }
-    // Old lists name files that the mirror no longer has.
-    apt::update();
-    toolchain::install_into(cache, folder, fill)
 }
 
 fn load(cache: &Path, series: &'static str, folder: String) -> Result<Kernel> {

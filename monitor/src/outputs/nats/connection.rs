@@ -52,8 +52,8 @@ pub(in crate::outputs) enum Error {
 /// A message to be published.
 pub(super) struct Publication<'a> {
     pub(super) subject: String,
-    /// Names and values of the header; no line ends in them.
-    pub(super) header: Vec<(&'static str, String)>,
+    /// As it is sent, see [`header_text`]; empty without one.
+    pub(super) header: String,
     pub(super) payload: &'a str,
 }
 
@@ -159,7 +159,7 @@ impl Connection {
     pub(super) async fn request(&mut self, subject: &str, payload: &str) -> Result<Bytes, Error> {
         let publication = Publication {
             subject: subject.to_owned(),
-            header: Vec::new(),
+            header: String::new(),
             payload,
         };
         let mut answer = None;
@@ -252,21 +252,20 @@ fn encode(bytes: &mut Vec<u8>, publication: &Publication<'_>, reply: &str) {
         header,
         payload,
     } = publication;
-    let mut head = String::new();
-    if header.is_empty() {
-        bytes.extend(format!("PUB {subject} {reply} {}\r\n", payload.len()).bytes());
+    let all = header.len() + payload.len();
+    let head = if header.is_empty() {
+        format!("PUB {subject} {reply} {all}\r\n")
     } else {
-        head = header_text(header);
-        let all = head.len() + payload.len();
-        bytes.extend(format!("HPUB {subject} {reply} {} {all}\r\n", head.len()).bytes());
-    }
+        format!("HPUB {subject} {reply} {} {all}\r\n", header.len())
+    };
     bytes.extend(head.bytes());
+    bytes.extend(header.bytes());
     bytes.extend(payload.bytes());
     bytes.extend(b"\r\n");
 }
 
-/// A header as it is sent.
-pub(super) fn header_text(header: &[(&str, String)]) -> String {
+/// A header as it is sent, of names and values without line ends.
+pub(super) fn header_text(header: &[(&str, &str)]) -> String {
     let mut text = "NATS/1.0\r\n".to_owned();
     for (name, value) in header {
         text.push_str(name);

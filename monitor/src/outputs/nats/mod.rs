@@ -297,8 +297,9 @@ impl Publisher {
             let mut publications = Vec::new();
             for outgoing in &mut *chunk {
                 let header = self.header(outgoing.cursor, known);
-                let bytes = connection::header_text(&header).len() + outgoing.line.len();
-                if bytes > session.message_max && outgoing.severity != MISSING {
+                if header.len() + outgoing.line.len() > session.message_max
+                    && outgoing.severity != MISSING
+                {
                     too_long += 1;
                     outgoing.is_missing(self.kind, &self.journal);
                 }
@@ -329,12 +330,12 @@ impl Publisher {
         Ok(Outcome::Stored { too_long })
     }
 
-    fn header(&self, cursor: u64, known: Known) -> Vec<(&'static str, String)> {
-        vec![
-            (MESSAGE_ID, format!("{}/{cursor}", self.journal)),
-            ("Nats-Expected-Stream", self.settings.stream.clone()),
-            (KNOWN, known.to_string()),
-        ]
+    fn header(&self, cursor: u64, known: Known) -> String {
+        connection::header_text(&[
+            (MESSAGE_ID, &format!("{}/{cursor}", self.journal)),
+            ("Nats-Expected-Stream", &self.settings.stream),
+            (KNOWN, &known.to_string()),
+        ])
     }
 
     fn explained(&mut self, error: Error, connection: &Connection) -> Error {

@@ -1,23 +1,21 @@
 //! What a connection is secured by, from files.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::ring,
+    ClientConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
 use super::Settings;
-use crate::files;
+use crate::{files, tls};
 
 /// Bytes of a file; a bundle of authorities is the longest.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Reads a file, for the errors of people who configured it.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    files::read(path, FILE_BYTES_MAX)
-        .map_err(|error| format!("{} cannot be read: {error}", path.display()))
+    files::read(path, FILE_BYTES_MAX).map_err(|error| format!("{} {error}", path.display()))
 }
 
 /// What `settings` name, as the files are now.
@@ -25,18 +23,8 @@ pub(super) fn config(settings: &Settings) -> Result<ClientConfig, String> {
     let unusable = |path: &Path, what: &dyn ToString| {
         format!("{} for TLS: {}; give PEM", path.display(), what.to_string())
     };
-    let mut roots = RootCertStore::empty();
-    let pem = read(&settings.ca)?;
-    let authorities = CertificateDer::pem_slice_iter(&pem);
-    // Bundles hold some that are too old to be understood.
-    roots.add_parsable_certificates(authorities.filter_map(Result::ok));
-    if roots.is_empty() {
-        return Err(unusable(&settings.ca, &"no certificate is in it"));
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| unusable(&settings.ca, &error))?
-        .with_root_certificates(roots);
+    let config = tls::trusting(&read(&settings.ca)?)
+        .map_err(|error| format!("{} for TLS: {error}", settings.ca.display()))?;
     let (Some(certificate), Some(key_file)) = (&settings.certificate, &settings.key) else {
         return Ok(config.with_no_client_auth());
     };
