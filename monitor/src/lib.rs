@@ -2,6 +2,7 @@
 //!
 //! One module per room, data flows one way; see `ARCHITECTURE.md` for the map.
 
+pub mod activity;
 pub mod agent;
 pub mod alerts;
 pub mod api;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    activity,
     owner::Owner,
     runtime,
     state::{Pending, What},
@@ -22,7 +23,7 @@ use crate::{
 /// What is known of a connect of TCP beside the other: its alert, or what came of it.
 pub(super) enum Answered {
     /// Raised, and without an answer yet.
-    NotYet(Box<Finding>),
+    NotYet(Vec<Finding>),
     /// Answered, and not judged yet.
     As(Outcome),
 }
@@ -51,34 +52,44 @@ impl Owner {
             hook: hooks::set_name(used.hook),
         });
         self.state.counts.judged += 1;
-        match finding {
-            // In a container itself the daemon asks the runtime all the time.
-            Some(_) if used.process.pid == std::process::id() => self.state.counts.peers += 1,
-            Some(finding) => self.raise_connect(connect, finding),
-            None => {
-                self.state.counts.peers += 1;
-                self.remember_peer(connect);
-                self.state.answers.pop(&place(used));
-            }
+        // In a container itself the daemon asks the runtime all the time.
+        if used.process.pid == std::process::id() {
+            self.state.counts.peers += 1;
+            return;
+        }
+        let found = self.weigh(&activity::connected(pending, connect, container), finding);
+        if found.is_empty() {
+            self.state.counts.peers += 1;
+            self.remember_peer(connect);
+            self.state.answers.pop(&place(used));
+        } else {
+            self.raise_connect(connect, found);
         }
     }
 
-    fn raise_connect(&mut self, connect: &Connect, mut finding: Finding) {
+    fn raise_connect(&mut self, connect: &Connect, mut found: Vec<Finding>) {
         let used = &connect.used;
-        let Some(peer) = &mut finding.connection else {
+        found.retain(|finding| {
+            let peer = finding.connection.as_ref();
+            peer.is_some_and(|peer| {
+                self.is_first(used.process.id(), finding.kind, peer.address.clone())
+            })
+        });
+        if found.is_empty() {
             return;
+        }
+        let outcome = match self.state.answers.pop(&place(used)) {
+            Some(Answered::As(outcome)) => Some(outcome),
+            _ => None,
         };
-        if !self.is_first(used.process.id(), finding.kind, peer.address.clone()) {
-            return;
+        for finding in &mut found {
+            if let Some(peer) = &mut finding.connection {
+                peer.outcome = outcome;
+            }
+            self.raise_of(used, finding);
         }
-        if let Some(Answered::As(outcome)) = self.state.answers.pop(&place(used)) {
-            peer.outcome = Some(outcome);
-        }
-        let is_answered = peer.outcome.is_some();
-        self.raise_of(used, &finding);
-        if connect.protocol == Protocol::Tcp && !is_answered {
-            let raised = Answered::NotYet(Box::new(finding));
-            self.state.answers.put(place(used), raised);
+        if connect.protocol == Protocol::Tcp && outcome.is_none() {
+            self.state.answers.put(place(used), Answered::NotYet(found));
         }
     }
 
@@ -86,11 +97,13 @@ impl Owner {
     pub(super) fn answered(&mut self, answer: Answer) {
         let place = (answer.pid, answer.connect_boot_ns);
         match self.state.answers.pop(&place) {
-            Some(Answered::NotYet(mut finding)) => {
-                if let Some(connection) = &mut finding.connection {
-                    connection.outcome = Some(answer.outcome);
+            Some(Answered::NotYet(found)) => {
+                for mut finding in found {
+                    if let Some(connection) = &mut finding.connection {
+                        connection.outcome = Some(answer.outcome);
+                    }
+                    self.amend(&finding);
                 }
-                self.amend(&finding);
             }
             _ => {
                 let answered = Answered::As(answer.outcome);

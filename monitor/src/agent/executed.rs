@@ -12,7 +12,7 @@ use crate::{
     containers::Container,
     detect::{
         FileVerdict,
-        file::{self, Expected, Judgement, UseFacts},
+        file::{self, Judgement, UseFacts},
         participant::Participant,
         role::Role,
     },
@@ -45,31 +45,43 @@ impl Executable {
         judgement: &Judgement,
         contents: Option<&Contents>,
     ) -> Option<Self> {
-        let verdict = match judgement {
-            Judgement::Confirmed => FileVerdict::Image,
-            Judgement::Good(verdict) => *verdict,
-            Judgement::Unverifiable => FileVerdict::Unverifiable,
-            Judgement::Finding(finding) => {
-                let file = finding.file.as_ref()?;
-                return Some(Self {
-                    path: file.path.clone(),
-                    sha256: file.seen,
-                    verdict: file.verdict.name(),
-                });
-            }
-            Judgement::Runtime | Judgement::Jit | Judgement::Cache => return None,
-        };
-        // Not read again if it is known to be the image's.
-        let expected = || match contents?.lookup(path)?.kind {
-            EntryKind::File { sha256, .. } if verdict == FileVerdict::Image => sha256,
-            _ => None,
+        let (verdict, sha256) = verdict(path, seen, judgement, contents)?;
+        let path = match judgement {
+            Judgement::Finding(finding) => &finding.file.as_ref()?.path,
+            _ => path,
         };
         Some(Self {
             path: path.to_vec(),
-            sha256: seen.or_else(expected),
+            sha256,
             verdict: verdict.name(),
         })
     }
+}
+
+/// What came of judging a file at `path`, where the image would have it, and the hash of its bytes,
+/// which are `seen` if they were read; `None` of the runtime's own steps.
+pub(super) fn verdict(
+    path: &[u8],
+    seen: Option<Sha256>,
+    judgement: &Judgement,
+    contents: Option<&Contents>,
+) -> Option<(FileVerdict, Option<Sha256>)> {
+    let verdict = match judgement {
+        Judgement::Confirmed => FileVerdict::Image,
+        Judgement::Good(verdict) => *verdict,
+        Judgement::Unverifiable => FileVerdict::Unverifiable,
+        Judgement::Finding(finding) => {
+            let file = finding.file.as_ref()?;
+            return Some((file.verdict, file.seen));
+        }
+        Judgement::Runtime | Judgement::Jit | Judgement::Cache => return None,
+    };
+    // Not read again if it is known to be the image's.
+    let expected = || match contents?.lookup(path)?.kind {
+        EntryKind::File { sha256, .. } if verdict == FileVerdict::Image => sha256,
+        _ => None,
+    };
+    Some((verdict, seen.or_else(expected)))
 }
 
 /// What ran in one container.
@@ -105,10 +117,7 @@ impl Executions {
         participants: impl Iterator<Item = (&'a Participant, &'a Judgement)>,
         now: Timestamp,
     ) {
-        let contents = match facts.expected {
-            Expected::Known(contents) => Some(contents),
-            _ => None,
-        };
+        let contents = facts.expected.contents();
         let path = file::path_in_image(facts.used);
         let program = Executable::new(path, facts.bytes.sha256(), judgement, contents);
         let scripts = participants

@@ -1,5 +1,6 @@
 //! The assembly of the daemon: starts each room, connects them, and stops them in order.
 
+mod activity;
 mod bytes;
 mod changes;
 mod connects;
@@ -185,7 +186,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         inventory: Inventory::new(host_mount_namespace),
         runtime: tokio::task::spawn_blocking(runtime::find)
             .await
-            .context("cannot look for the container runtime")?,
+            .context("cannot look for the container runtime")?
+            .into(),
         sockets: runtime::sockets(Path::new(&containerd_address)),
         containerd: containerd_address.clone(),
         bytes: Arc::default(),

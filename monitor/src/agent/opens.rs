@@ -6,6 +6,7 @@ use std::sync::Arc;
 use monitor_common::file::FILE_UPPER;
 
 use super::{
+    activity,
     owner::Owner,
     state::{Pending, What, Writer, creation},
 };
@@ -50,11 +51,15 @@ impl Owner {
             };
             self.state.writers.put(key, writer);
         }
-        if let Some(finding) = finding {
+        let found = self.weigh(&activity::opened(pending, opened, container), finding);
+        let is_good = found.is_empty();
+        for finding in found {
             if self.is_new(&opened.used, &finding) {
                 self.raise_of(&opened.used, &finding);
             }
-        } else if by == PlacedBy::Cgroup
+        }
+        if is_good
+            && by == PlacedBy::Cgroup
             && !may_write_image
             && let Some(sensor) = &mut self.sensor
             && let Err(error) = sensor.remember_open(&opened.used, opened.access)

@@ -83,7 +83,7 @@ pub(super) struct Owner {
     pub(super) sensor: Option<Sensor>,
     pub(super) host_mount_namespace: u32,
     pub(super) inventory: Inventory,
-    pub(super) runtime: RuntimeFiles,
+    pub(super) runtime: Arc<RuntimeFiles>,
     pub(super) sockets: RuntimeSockets,
     /// Where containerd has its socket.
     pub(super) containerd: PathBuf,

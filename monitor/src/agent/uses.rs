@@ -10,6 +10,7 @@ use monitor_common::{
 use tokio::task::{Id, JoinError};
 
 use super::{
+    activity,
     bytes::{Layers, Request},
     find::Wanted,
     owner::{Owner, WAITING_MAX},
@@ -385,12 +386,13 @@ impl Owner {
             Some(Err(error)) => error.to_string(),
             _ => String::new(),
         };
+        let runtime = Arc::clone(&self.runtime);
         let facts = UseFacts {
             used,
             role,
             container: &container,
             host_mount_namespace: self.host_mount_namespace,
-            runtime: &self.runtime,
+            runtime: &runtime,
             expected: match &contents {
                 Some(Ok(contents)) => Expected::Known(contents),
                 Some(Err(_)) => Expected::Unavailable(&reason),
@@ -443,13 +445,18 @@ impl Owner {
         let is_binary = role == Role::Sourced && !script::is_text(&files.head);
         let is_data = is_data(what) || is_binary;
         self.count(&judgement, is_data);
-        let own = (role == Role::Program, judgement);
-        let others = participants.into_iter().map(|judgement| (false, judgement));
-        for (is_exec, judgement) in others.chain([own]) {
-            if let Judgement::Finding(finding) = judgement
-                && !is_data
-                && (is_exec || self.is_new(used, &finding))
-            {
+        let own = match what {
+            What::Exec(exec) => {
+                let activity = activity::executed(exec, &facts, &judgement);
+                self.weigh(&activity, judgement.into_finding())
+            }
+            _ => judgement.into_finding().into_iter().collect(),
+        };
+        let others = participants.into_iter().filter_map(Judgement::into_finding);
+        let is_exec = role == Role::Program;
+        let all = others.map(|finding| (false, finding));
+        for (is_exec, finding) in all.chain(own.into_iter().map(|finding| (is_exec, finding))) {
+            if !is_data && (is_exec || self.is_new(used, &finding)) {
                 self.raise_of(used, &finding);
             }
         }

@@ -76,6 +76,16 @@ pub enum Expected<'a> {
     NoImage,
 }
 
+impl<'a> Expected<'a> {
+    /// The contents, if they are known.
+    pub fn contents(self) -> Option<&'a Contents> {
+        match self {
+            Self::Known(contents) => Some(contents),
+            Self::Unavailable(_) | Self::NoImage => None,
+        }
+    }
+}
+
 /// The bytes that were used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bytes {
@@ -144,6 +154,16 @@ pub enum Judgement {
     Unverifiable,
     /// Not accounted for.
     Finding(Box<Finding>),
+}
+
+impl Judgement {
+    /// The finding that it is, if it is one.
+    pub fn into_finding(self) -> Option<Finding> {
+        match self {
+            Self::Finding(finding) => Some(*finding),
+            _ => None,
+        }
+    }
 }
 
 /// Where a file lies, before its contents are looked at.
