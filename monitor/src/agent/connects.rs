@@ -53,7 +53,7 @@ impl Owner {
         });
         self.state.counts.judged += 1;
         // In a container itself the daemon asks the runtime all the time.
-        if used.process.pid == std::process::id() {
+        if finding.is_some() && used.process.pid == std::process::id() {
             self.state.counts.peers += 1;
             return;
         }

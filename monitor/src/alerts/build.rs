@@ -58,7 +58,10 @@ pub fn build(finding: &Finding, node: &NodeFacts, observed: Timestamp, id: Ulid)
         kind: finding.kind.name().to_owned(),
         severity: severity(finding.severity).into(),
         rule: Some(v1::alert::Rule {
-            id: format!("{}.{}", rules(finding.kind), finding.kind.name()),
+            id: match &finding.rule {
+                Some(rule) => format!("policy.{rule}"),
+                None => format!("{}.{}", rules(finding.kind), finding.kind.name()),
+            },
             version: "1".to_owned(),
         }),
         attack: attack(finding).iter().map(|&id| id.to_owned()).collect(),
@@ -194,13 +197,14 @@ fn severity(severity: Severity) -> v1::Severity {
 pub(super) fn rules(kind: Kind) -> &'static str {
     match kind {
         Kind::ConnectSensitive | Kind::OpenSensitive => "sensitive",
+        Kind::ExecUnexpected | Kind::OpenUnexpected | Kind::ConnectUnexpected => "profile",
         _ => "content",
     }
 }
 
 /// MITRE ATT&CK techniques of the enterprise matrix, the closest first.
 fn attack(finding: &Finding) -> &'static [&'static str] {
-    let sensitive = finding.connection.as_ref().map(|peer| peer.sensitive);
+    let sensitive = finding.connection.as_ref().and_then(|peer| peer.sensitive);
     match finding.kind {
         Kind::ConnectSensitive => match sensitive {
             // Unsecured Credentials: Cloud Instance Metadata API.
@@ -227,6 +231,12 @@ fn attack(finding: &Finding) -> &'static [&'static str] {
         Kind::CodeMemory => &["T1620"],
         // Unsecured Credentials.
         Kind::OpenSensitive => &["T1552"],
+        // Command and Scripting Interpreter.
+        Kind::ExecUnexpected => &["T1059"],
+        // Data from Local System.
+        Kind::OpenUnexpected => &["T1005"],
+        // Application Layer Protocol; Non-Standard Port.
+        Kind::ConnectUnexpected => &["T1071", "T1571"],
         Kind::ImageFileModified => image_file(finding),
         Kind::ImageUnknown => &["T1610"],
         // That bytes could not be compared is nobody's technique.

@@ -25,6 +25,7 @@ impl Subject {
         let pid = finding.process.as_ref().map(|process| process.process.pid);
         hasher.update(&pid.unwrap_or(0).to_le_bytes());
         hasher.update(rules(finding.kind).as_bytes());
+        hasher.update(finding.rule.as_deref().unwrap_or_default().as_bytes());
         let file = finding.file.as_ref().map(|file| &file.path);
         let peer = finding.connection.as_ref().map(|peer| &peer.address);
         hasher.update(&[0]);

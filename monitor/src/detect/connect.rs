@@ -66,10 +66,24 @@ pub struct ConnectionFinding {
     pub address: Vec<u8>,
     /// The port, where there is one.
     pub port: Option<u16>,
-    /// Why it is told.
-    pub sensitive: Sensitive,
+    /// What is sensitive about it, if that is why it is told.
+    pub sensitive: Option<Sensitive>,
     /// What came of it, once that is known.
     pub outcome: Option<Outcome>,
+}
+
+impl ConnectionFinding {
+    /// What there is to say of any peer.
+    pub fn of(connect: &Connect) -> Self {
+        Self {
+            protocol: protocol(connect.protocol),
+            family: family(connect),
+            address: address(connect),
+            port: connect.port,
+            sensitive: None,
+            outcome: None,
+        }
+    }
 }
 
 /// The files of the runtime's sockets on this host, by kernel device and inode number: who has one
@@ -103,12 +117,8 @@ pub fn judge(facts: &ConnectFacts<'_>) -> Option<Finding> {
     let sensitive = sensitive(facts)?;
     let connect = facts.connect;
     let connection = ConnectionFinding {
-        protocol: protocol(connect.protocol),
-        family: family(connect),
-        address: address(connect),
-        port: connect.port,
-        sensitive,
-        outcome: None,
+        sensitive: Some(sensitive),
+        ..ConnectionFinding::of(connect)
     };
     let shown = monitor_api::bytes::escape(&connection.address);
     let (severity, message) = match sensitive {
@@ -142,6 +152,7 @@ pub fn judge(facts: &ConnectFacts<'_>) -> Option<Finding> {
         connection: Some(connection),
         details: None,
         hook: Some(facts.hook),
+        rule: None,
     })
 }
 

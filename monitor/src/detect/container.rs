@@ -72,5 +72,6 @@ fn about(
         connection: None,
         details: Some(details),
         hook: None,
+        rule: None,
     }
 }

@@ -59,6 +59,7 @@ pub(super) fn raise_about<'a, 'b>(
             Bytes::Hashed(_) | Bytes::Touched(_) | Bytes::Remembered => None,
         },
         hook: Some(facts.hook),
+        rule: None,
     };
     let file = FileFinding {
         path: subject.path.to_vec(),

@@ -54,6 +54,12 @@ pub enum Kind {
     ContentUnverifiable,
     /// A peer was reached for that hands out credentials or rules over containers.
     ConnectSensitive,
+    /// A program was executed that the profile of the image does not have.
+    ExecUnexpected,
+    /// A file was opened that the profile of the image does not have.
+    OpenUnexpected,
+    /// A peer was reached for that the profile of the image does not have.
+    ConnectUnexpected,
 }
 
 impl Kind {
@@ -76,6 +82,9 @@ impl Kind {
             Self::ImageUnknown => "image_unknown",
             Self::ContentUnverifiable => "content_unverifiable",
             Self::ConnectSensitive => "connect_sensitive",
+            Self::ExecUnexpected => "exec_unexpected",
+            Self::OpenUnexpected => "open_unexpected",
+            Self::ConnectUnexpected => "connect_unexpected",
         }
     }
 }
@@ -206,4 +215,6 @@ pub struct Finding {
     pub details: Option<String>,
     /// Which hook saw it (`tracepoint`).
     pub hook: Option<&'static str>,
+    /// The rule of a policy that raised it or changed it (`POLICY.RULE`).
+    pub rule: Option<String>,
 }

@@ -238,6 +238,7 @@ fn finding(
         connection: None,
         details,
         hook: Some(HOOK),
+        rule: None,
     }))
 }
 

@@ -218,6 +218,7 @@ pub fn judge(
         connection: None,
         details: None,
         hook: Some(hook),
+        rule: None,
     })
 }
 

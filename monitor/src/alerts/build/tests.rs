@@ -86,6 +86,7 @@ pub(in crate::alerts) fn finding() -> Finding {
         connection: None,
         details: Some("why".to_owned()),
         hook: Some("tracepoint"),
+        rule: None,
     }
 }
 
@@ -172,7 +173,7 @@ fn a_peer_is_said_with_its_technique() {
             family: "ipv4",
             address: b"169.254.169.254".to_vec(),
             port,
-            sensitive,
+            sensitive: Some(sensitive),
             outcome: (sensitive == Sensitive::Runtime).then_some(Outcome::Refused),
         }),
         ..finding()

@@ -39,7 +39,7 @@ fn said(connect: &Connect) -> Option<String> {
     Some(format!(
         "{:?} {:?} {} {} {} {:?}",
         finding.severity,
-        peer.sensitive,
+        peer.sensitive?,
         peer.protocol,
         peer.family,
         String::from_utf8(peer.address).unwrap(),
