@@ -5,13 +5,15 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 const PROTO: &str = "proto";
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "monitor/v1/alert.proto",
     "monitor/v1/audit.proto",
     "monitor/v1/node.proto",
     "monitor/v1/verify.proto",
     "monitor/v1/monitor.proto",
     "monitor/v1/collector.proto",
+    "monitor/v1/profile.proto",
+    "monitor/v1/policy.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

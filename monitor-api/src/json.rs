@@ -40,6 +40,56 @@ pub fn line(value: &Value) -> String {
     line
 }
 
+/// A profile without its document.
+pub fn profile(profile: &v1::Profile) -> Value {
+    json!({
+        "manifest_digest": profile.manifest_digest,
+        "reference": text(&profile.reference),
+        "state": profile.state,
+        "source": profile.source,
+        "complete": profile.complete,
+        "reasons": profile.reasons,
+        "executables": profile.executables,
+        "files": profile.files,
+        "peers": profile.peers,
+        "sockets": profile.sockets,
+        "running": profile.running,
+        "deviations": profile.deviations,
+        "frozen_at": time(profile.frozen_at.as_ref()),
+        "frozen_by": text(&profile.frozen_by),
+    })
+}
+
+/// A rule of a policy.
+pub fn policy_rule(rule: &v1::PolicyRule) -> Value {
+    json!({
+        "rule": rule.id,
+        "on": rule.on,
+        "when": text(&rule.condition),
+        "severity": rule.severity,
+        "held": rule.held,
+        "failed": rule.failed,
+        "stopped": text(&rule.stopped),
+    })
+}
+
+/// An exception of a policy, or one that was made of an alert.
+pub fn policy_exception(exception: &v1::PolicyException) -> Value {
+    json!({
+        "exception": exception.id,
+        "repository": text(&exception.repository),
+        "when": exception.condition,
+        "owner": exception.owner,
+        "reason": exception.reason,
+        "until": time(exception.until.as_ref()),
+        "expired": exception.expired,
+        "removable": exception.removable,
+        "held": exception.held,
+        "failed": exception.failed,
+        "stopped": text(&exception.stopped),
+    })
+}
+
 /// An alert.
 pub fn alert(alert: &v1::Alert) -> Value {
     json!({
@@ -316,6 +366,26 @@ pub fn status(status: &v1::Status) -> Value {
             "fetching": registry.fetching,
             "failed": registry.failed,
             "error": text(&registry.error),
+        })),
+        "behaviour": status.behaviour.as_ref().map(|behaviour| json!({
+            "profiles": counts(&behaviour.profiles),
+            "expected": behaviour.expected,
+            "learned": behaviour.learned,
+            "ignored": behaviour.ignored,
+            "deviations": behaviour.deviations,
+            "unprofiled": behaviour.unprofiled,
+            "failed": behaviour.failed,
+            "bytes": behaviour.bytes,
+        })),
+        "policies": status.policies.as_ref().map(|policies| json!({
+            "rules": policies.rules,
+            "exceptions": policies.exceptions,
+            "stopped": policies.stopped,
+            "added": policies.added,
+            "excepted": policies.excepted,
+            "changed": policies.changed,
+            "refused": policies.refused,
+            "error": text(&policies.error),
         })),
         "coverage": status.coverage.as_ref().map(|coverage| json!({
             "gaps": coverage.gaps,

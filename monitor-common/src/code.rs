@@ -44,4 +44,4 @@ pub const CODE_WRITTEN: u32 = 1;
 /// Memory without a file: there are no facts and no path of one.
 pub const CODE_ANONYMOUS: u32 = 2;
 
-const _: () = assert!(size_of::<CodeRecord>() == 16 + 48 + 80 + 8 + 24);
+const _: () = assert!(size_of::<CodeRecord>() == 16 + 48 + 88 + 8 + 24);

@@ -169,4 +169,4 @@ const _: () = assert!(size_of::<AnswerRecord>() == 16 + 24);
 const _: () = assert!(size_of::<SocketFile>() == 32);
 const _: () = assert!(size_of::<SocketFile>() <= ADDRESS_BYTES_MAX);
 const _: () = assert!(size_of::<Peer>() == 24 + ADDRESS_BYTES_MAX);
-const _: () = assert!(size_of::<ConnectRecord>() == 16 + 48 + 80 + 8 + 136);
+const _: () = assert!(size_of::<ConnectRecord>() == 16 + 48 + 88 + 8 + 136);

@@ -44,4 +44,4 @@ pub const EXEC_ARGUMENTS_UNREADABLE: u32 = 2;
 /// The script's name is longer than what is sent.
 pub const EXEC_SCRIPT_TRUNCATED: u32 = 4;
 
-const _: () = assert!(size_of::<ExecRecord>() == 16 + 48 + 80 + 8 + 16);
+const _: () = assert!(size_of::<ExecRecord>() == 16 + 48 + 88 + 8 + 16);

@@ -40,6 +40,10 @@ pub struct FileFacts {
     pub mount_namespace: u32,
     /// `i_mode` of the opened inode.
     pub mode: u32,
+    /// `d_name.hash` of its dentry: another name of the same file has another, as a rule.
+    pub name_hash: u32,
+    /// Zero; keeps the layout without padding.
+    pub reserved: u32,
 }
 
 /// The file is on an overlay.
@@ -93,6 +97,8 @@ impl FileFacts {
         flags: 0,
         mount_namespace: 0,
         mode: 0,
+        name_hash: 0,
+        reserved: 0,
     };
 
     /// The version, if the file is of an overlay's lower layer.
@@ -110,5 +116,5 @@ impl FileFacts {
     }
 }
 
-const _: () = assert!(size_of::<FileFacts>() == 80);
+const _: () = assert!(size_of::<FileFacts>() == 88);
 const _: () = assert!(size_of::<FileVersion>() == 40);

@@ -23,7 +23,7 @@ pub mod task;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of every layout in this crate; the agent refuses a record of another one.
-pub const LAYOUT_VERSION: u16 = 6;
+pub const LAYOUT_VERSION: u16 = 7;
 
 /// Bytes of the ring buffer that carries records to the agent.
 pub const RING_BYTES: u32 = 8 << 20;

@@ -159,6 +159,7 @@ kernel_offsets! {
     file_inode = "file" "f_inode";
     dentry_parent = "dentry" "d_parent";
     dentry_name = "dentry" "d_name.name";
+    dentry_name_hash = "dentry" "d_name.hash";
     dentry_inode = "dentry" "d_inode";
     dentry_hash_pprev = "dentry" "d_hash.pprev";
     vfsmount_root = "vfsmount" "mnt_root";

@@ -65,9 +65,13 @@ pub struct OpenKey {
     pub seen_device: u32,
     /// [`OPEN_READ`] and [`OPEN_WRITE`].
     pub access: u32,
+    /// See [`FileFacts::name_hash`]: a file that is renamed is told under its new name.
+    pub name_hash: u32,
+    /// Zero; keeps the layout without padding.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<OpenKey>() == 32);
+const _: () = assert!(size_of::<OpenKey>() == 40);
 
 /// What a shell did with an open file tells whether it takes it for commands or for data.
 #[repr(C)]
@@ -105,5 +109,5 @@ pub enum Sign {
 /// Descriptors that shells leave to their commands: those of one digit.
 pub const COMMANDS_DESCRIPTORS: u64 = 10;
 
-const _: () = assert!(size_of::<OpenRecord>() == 16 + 48 + 80 + 8 + 8);
+const _: () = assert!(size_of::<OpenRecord>() == 16 + 48 + 88 + 8 + 8);
 const _: () = assert!(size_of::<SourceRecord>() == 48);

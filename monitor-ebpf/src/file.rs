@@ -127,6 +127,8 @@ impl Opened {
                 device(self.inode)?
             },
             access,
+            name_hash: self.dentry.probe(offset!(dentry_name_hash))?,
+            reserved: 0,
         })
     }
 
@@ -151,6 +153,9 @@ impl Opened {
         real.probe_to(&mut facts.link_count, offset!(inode_nlink))?;
         real.probe_follow(offset!(inode_sb))?
             .probe_to(&mut facts.real_device, offset!(super_block_dev))?;
+        self.dentry
+            .probe_to(&mut facts.name_hash, offset!(dentry_name_hash))?;
+        facts.reserved = 0;
         facts.mount_namespace = 0;
         if !self.mount_namespace.is_null() && !self.mount_namespace.is_error() {
             self.mount_namespace

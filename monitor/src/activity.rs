@@ -28,6 +28,8 @@ pub struct Activity<'a> {
     pub program: Option<&'a Program>,
     /// Executables of its ancestors, nearest first.
     pub ancestors: &'a [Vec<u8>],
+    /// Of a process that was put into the container, what it was put in for, if that was seen.
+    pub command: Option<&'a Program>,
     /// Which hook saw it.
     pub hook: &'static str,
     /// What it did.

@@ -13,7 +13,9 @@ use crate::{
     alerts::{Retention, journal::JOURNAL_BYTES_MIN},
     api::{Address, Roles, TlsFiles, publish},
     files::{self, ReadError},
-    outputs, registry,
+    outputs,
+    profile::Ending,
+    registry,
 };
 
 /// Bytes of a configuration file; a longer one is refused.
@@ -56,6 +58,10 @@ pub struct Config {
     pub output: Vec<outputs::Settings>,
     /// Whether and how registries are asked for blobs that containerd does not have.
     pub registry: registry::Options,
+    /// Which policies are in force.
+    pub policy: Policies,
+    /// How behaviour profiles are learned, and where more of them lie.
+    pub profile: Profiles,
     /// Address of this machine alone to serve metrics and probes on; nowhere if left out.
     pub metrics: Option<SocketAddr>,
 }
@@ -89,6 +95,58 @@ impl Journal {
     }
 }
 
+/// Which policies are in force.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policies {
+    /// A folder of policies in YAML.
+    pub directory: Option<PathBuf>,
+    /// The daemon's own are in force as well.
+    pub default: bool,
+}
+
+impl Default for Policies {
+    fn default() -> Self {
+        Self {
+            directory: None,
+            default: true,
+        }
+    }
+}
+
+/// How behaviour profiles are learned.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Profiles {
+    /// Seconds without anything new after which a profile is frozen, at most a year; 0 leaves that to
+    /// `monitorctl profile freeze`.
+    pub quiet_seconds: u64,
+    /// Containers of an image that must have started before its profile is frozen.
+    pub starts_min: usize,
+    /// A folder of profiles that are kept elsewhere; they come before what is learned here.
+    pub directory: Option<PathBuf>,
+}
+
+impl Default for Profiles {
+    fn default() -> Self {
+        Self {
+            quiet_seconds: DAY.as_secs(),
+            starts_min: 1,
+            directory: None,
+        }
+    }
+}
+
+impl Profiles {
+    /// When a profile is frozen without being told to.
+    pub fn ending(&self) -> Option<Ending> {
+        (self.quiet_seconds > 0).then_some(Ending {
+            quiet: Duration::from_secs(self.quiet_seconds),
+            starts_min: self.starts_min,
+        })
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -106,6 +164,8 @@ impl Default for Config {
             collector: None,
             output: Vec::new(),
             registry: registry::Options::default(),
+            policy: Policies::default(),
+            profile: Profiles::default(),
             metrics: None,
         }
     }
@@ -256,7 +316,17 @@ impl Config {
                 allowed: format!("1 to {DAYS_MAX}"),
             });
         }
+        let quiet_max = 365 * DAY.as_secs();
+        if self.profile.quiet_seconds > quiet_max {
+            return Err(ValueError::Range {
+                key: "profile.quiet_seconds",
+                value: self.profile.quiet_seconds,
+                allowed: format!("at most {quiet_max}"),
+            });
+        }
         let credentials = self.registry.credentials.iter();
+        let profiles = self.profile.directory.iter();
+        let policies = self.policy.directory.iter();
         let paths = [
             ("containerd", &self.containerd),
             ("state", &self.state),
@@ -266,6 +336,8 @@ impl Config {
         for (key, path) in paths
             .into_iter()
             .chain(credentials.map(|path| ("registry.credentials", path)))
+            .chain(policies.map(|path| ("policy.directory", path)))
+            .chain(profiles.map(|path| ("profile.directory", path)))
         {
             if !path.is_absolute() {
                 return Err(ValueError::Relative {
@@ -341,6 +413,12 @@ mod tests {
         check(&jsonl.replace("soc", "a/b"), Err("letters, digits"));
         check(&jsonl.repeat(2), Err("two have the name or place"));
         check(&jsonl.repeat(9), Err("at most 8"));
+        check("policy.default = false", Ok(""));
+        check("policy.directory = 'a'", Err("policy.directory"));
+        check("profile.quiet_seconds = 0", Ok(""));
+        check("profile.quiet_seconds = 31536001", Err("at most 31536000"));
+        check("profile.directory = 'a'", Err("not an absolute path"));
+        check("profile.learn = true", Err("`quiet_seconds`"));
         check("journal.days = 1", Err("`bytes_max` or `days_max`"));
     }
 }

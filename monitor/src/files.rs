@@ -1,9 +1,10 @@
-//! Files that others write, read within a bound.
+//! Files: those that others write, read within a bound, and those that are kept.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
-    path::Path,
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
 };
 
 /// A file was not read.
@@ -33,4 +34,111 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ReadError> {
         return Err(ReadError::NotAFile(bytes_max));
     }
     Ok(bytes)
+}
+
+/// Writes a file under another name and renames it, so that it is there whole or as it was.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Files of a folder; further ones are not read, which is said.
+const FOLDER_FILES_MAX: usize = 1024;
+
+/// Files with the ending of YAML in a folder, in the order of their names.
+pub(crate) fn listed(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let is_yaml = path
+            .extension()
+            .is_some_and(|it| it == "yaml" || it == "yml");
+        if is_yaml && paths.len() >= FOLDER_FILES_MAX {
+            tracing::error!(directory = %directory.display(), limit = FOLDER_FILES_MAX, "there are more files than are read");
+            break;
+        }
+        if is_yaml {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// A file as it was: name, size, inode and time.
+type Version = (PathBuf, u64, u64, i64, i64);
+
+/// A folder of files that people keep, looked at now and then: a folder that a cluster mounts is
+/// exchanged as a whole, which no watch of its files notices.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Folder {
+    directory: Option<PathBuf>,
+    /// What its files were when they were last listed; `None` before.
+    seen: Option<Vec<Version>>,
+    has_failed: bool,
+}
+
+impl Folder {
+    /// Of no directory it never tells of anything.
+    pub(crate) fn new(directory: Option<PathBuf>) -> Self {
+        Self {
+            directory,
+            ..Self::default()
+        }
+    }
+
+    /// Whether there is a directory.
+    pub(crate) fn is_set(&self) -> bool {
+        self.directory.is_some()
+    }
+
+    /// Its files, if they are not what they were before. Blocks.
+    pub(crate) fn changed(&mut self) -> Option<Vec<PathBuf>> {
+        let directory = self.directory.as_ref()?;
+        let paths = match listed(directory) {
+            Ok(paths) => paths,
+            Err(error) => {
+                // Said once.
+                if !std::mem::replace(&mut self.has_failed, true) {
+                    tracing::error!(%error, directory = %directory.display(), "cannot read the folder; what is in force stays");
+                }
+                return None;
+            }
+        };
+        self.has_failed = false;
+        let seen: Vec<_> = paths.iter().filter_map(|path| version(path)).collect();
+        if self.seen.as_ref() == Some(&seen) {
+            return None;
+        }
+        self.seen = Some(seen);
+        Some(paths)
+    }
+}
+
+fn version(path: &Path) -> Option<Version> {
+    let stat = fs::metadata(path).ok()?;
+    let (size, inode) = (stat.len(), stat.ino());
+    Some((
+        path.to_owned(),
+        size,
+        inode,
+        stat.mtime(),
+        stat.mtime_nsec(),
+    ))
+}
+
+/// The text of a file of at most `bytes_max` bytes, or why there is none.
+pub(crate) fn read_text(path: &Path, bytes_max: usize) -> Result<String, String> {
+    let bytes_max = u64::try_from(bytes_max).unwrap_or(u64::MAX);
+    let bytes = read(path, bytes_max).map_err(|error| error.to_string())?;
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
 }

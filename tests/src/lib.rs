@@ -17,6 +17,7 @@ pub mod image;
 pub mod layer;
 pub mod nats;
 pub mod poll;
+pub mod programs;
 pub mod registry;
 pub mod scratch;
 pub mod skip;

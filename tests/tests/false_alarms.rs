@@ -1,91 +1,30 @@
 //! Programs that people run, from Debian's packages: what their image accounts for raises nothing.
-//!
-//! Each lies in a folder of `tests/programs`, which is the topmost layer of its image, above the
-//! layer of packages of the same name. Three programs of that layer make the test: the entrypoint,
-//! a health check, and an exercise that does what the program is for and what it does that looks
-//! like an attack.
 
-use std::{fs, path::Path};
-
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 use tests::{
     alerts::text,
-    containerd::Run,
-    image::{self, Config, Image},
-    layer::Layer,
-    poll::{PATIENCE, until},
+    programs::{self, EXERCISE, NGINX, POSTGRES, PYTHON, Program, REDIS},
     require,
     world::{World, shared},
 };
-
-const ENTRYPOINT: &str = "/usr/local/bin/docker-entrypoint";
-const HEALTH_CHECK: &str = "/usr/local/bin/healthcheck";
-const EXERCISE: &str = "/usr/local/bin/exercise";
 
 /// Added to the container and executed there at the end, to show that it is watched at all.
 const DRIFT: &str = "cp /bin/true /run/drift; echo salt >> /run/drift; /run/drift";
 const DRIFT_PATH: &str = "/run/drift";
 
-/// What a program is started with, beside its image.
-#[derive(Default)]
-struct Program {
-    command: &'static [&'static str],
-    env: &'static [&'static str],
-    /// Gets a filesystem of its own there.
-    volume: Option<&'static str>,
-}
-
-fn build(world: &World, name: &str, program: &Program) -> Result<String> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("programs")
-        .join(name);
-    let layers = [
-        image::debian_layer("base")?,
-        image::debian_layer(name)?,
-        Layer::copy(&own).with_context(|| format!("cannot read {}", own.display()))?,
-    ];
-    let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
-    let mut env: Vec<String> = owned(program.env);
-    env.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-    let config = Config {
-        entrypoint: vec![ENTRYPOINT.to_owned()],
-        cmd: owned(program.command),
-        env,
-        ..Config::default()
-    };
-    let reference = format!("example.invalid/{name}:1");
-    world
-        .containerd
-        .import(&Image::build(&reference, &layers, &config)?)?;
-    Ok(reference)
-}
-
 /// Starts the program's container, exercises it and stops it; it must have raised nothing but
 /// [`DRIFT`].
-fn check(name: &str, program: &Program) -> Result<()> {
+fn check(program: &Program) -> Result<()> {
     let world = shared()?;
-    let reference = build(&world, name, program)?;
-    let id = world.unique(name);
-    let secret = world.containerd.directory().join(format!("{id}-secret"));
-    fs::write(&secret, "secret\n")?;
-    let mut mounts = vec![format!(
-        "type=bind,src={},dst=/run/secrets/password,options=rbind:ro",
-        secret.display()
-    )];
-    if let Some(volume) = program.volume {
-        mounts.push(format!("type=tmpfs,src=tmpfs,dst={volume},options=rw"));
-    }
-    let flags = mounts.iter().flat_map(|mount| ["--mount", mount.as_str()]);
+    let name = program.name;
     let containerd = &world.containerd;
-    containerd.start_container(&Run::new(&reference, &id).flags(flags))?;
-    let outcome = exercise(&world, &id);
+    let reference = program.import(containerd)?;
+    let id = world.unique(name);
+    program.start(containerd, &reference, &id)?;
+    let mut outcome = exercise(&world, &id);
     if outcome.is_ok() {
-        containerd.ctr(["tasks", "kill", "--signal", "SIGTERM", &id])?;
-        until("the program to end", PATIENCE, || {
-            ensure!(has_ended(&world, &id)?, "it runs");
-            Ok(())
-        })?;
+        outcome = programs::stop(containerd, &id);
     }
     containerd.delete(&id)?;
     outcome?;
@@ -114,30 +53,11 @@ fn check(name: &str, program: &Program) -> Result<()> {
 
 fn exercise(world: &World, id: &str) -> Result<()> {
     let containerd = &world.containerd;
-    let exec = |command: &[&str]| containerd.exec(id, &world.unique("exec"), command);
-    let healthy = until("the program to be healthy", PATIENCE, || {
-        let outcome = exec(&[HEALTH_CHECK]);
-        // No use to wait longer.
-        Ok(match has_ended(world, id)? {
-            true => Err(anyhow!("it has ended")),
-            false => Ok(outcome.map(drop)?),
-        })
-    });
-    healthy
-        .and_then(|outcome| outcome)
-        .with_context(|| format!("{id} said: {}", containerd.said(id)))?;
+    programs::wait_healthy(containerd, id, || world.unique("exec"))?;
     for command in [&[EXERCISE] as &[_], &[EXERCISE], &["/bin/sh", "-c", DRIFT]] {
-        exec(command)?;
+        containerd.exec(id, &world.unique("exec"), command)?;
     }
     Ok(())
-}
-
-fn has_ended(world: &World, id: &str) -> Result<bool> {
-    let tasks = world.containerd.ctr(["tasks", "list"])?;
-    let task = tasks
-        .lines()
-        .find(|line| line.split_whitespace().next() == Some(id));
-    Ok(task.is_none_or(|line| line.ends_with("STOPPED")))
 }
 
 fn is_about_code(alert: &Value) -> bool {
@@ -176,28 +96,20 @@ macro_rules! programs {
         #[test]
         fn $name() -> Result<()> {
             require!(Root, Containerd, Busybox, Btf, DebianLayers);
-            check(stringify!($name), &$program)
+            check(&Program { name: stringify!($name), ..$program })
         }
     )+};
 }
 
 programs! {
     java: Program::default();
-    nginx: Program::default();
+    nginx: NGINX;
     node: Program {
         command: &["/srv/app/server.js"],
         ..Program::default()
     };
-    postgres: Program {
-        env: &["POSTGRES_PASSWORD_FILE=/run/secrets/password"],
-        volume: Some("/var/lib/postgresql/data"),
-        ..Program::default()
-    };
-    python: Program::default();
-    redis: Program {
-        env: &["REDIS_PASSWORD_FILE=/run/secrets/password"],
-        volume: Some("/data"),
-        ..Program::default()
-    };
+    postgres: POSTGRES;
+    python: PYTHON;
+    redis: REDIS;
     tools: Program::default();
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// What can be measured, see `tests/src/bench`.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "opens",
     "latency",
     "image",
@@ -17,6 +17,7 @@ const NAMES: [&str; 7] = [
     "stream",
     "consumers",
     "flood",
+    "profile",
 ];
 /// Debian's packages with the tracers that `opens` is compared with.
 const TRACERS: [&str; 2] = ["libbpf-tools", "bpftrace"];

@@ -18,14 +18,15 @@ const SUITE: &str = "bookworm";
 const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// Each lies on `base`, a minimal Debian, and holds these packages and what they depend on.
-const LAYERS: [&str; 7] = [
+const LAYERS: [&str; 8] = [
     "java=default-jre-headless",
-    "nginx=nginx-light,libnginx-mod-http-geoip,curl",
+    "nginx=nginx-light,libnginx-mod-http-geoip,curl,wget",
     "node=nodejs",
-    "postgres=postgresql",
-    "python=python3",
-    "redis=redis-server",
+    "postgres=postgresql,wget",
+    "python=python3,wget",
+    "redis=redis-server,wget",
     "tools=perl,gawk,xz-utils,procps,file",
+    "wrk=wrk",
 ];
 
 const BUILD: &str = "xtask/src/images/build.sh";

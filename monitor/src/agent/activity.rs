@@ -5,7 +5,10 @@ use std::sync::Arc;
 use super::{executed, owner::Owner, state::Pending};
 use crate::{
     activity::{Act, Activity},
-    containers::Container,
+    containers::{
+        Container,
+        processes::{Origin, Program},
+    },
     detect::{
         Finding,
         file::{self, Judgement, UseFacts},
@@ -19,6 +22,7 @@ use crate::{
 /// The execution of a program, and what came of judging it.
 pub(super) fn executed<'a>(
     exec: &'a Exec,
+    command: Option<&'a Program>,
     facts: &'a UseFacts<'_>,
     judgement: &Judgement,
 ) -> Activity<'a> {
@@ -32,6 +36,7 @@ pub(super) fn executed<'a>(
         origin: facts.origin,
         program: facts.program,
         ancestors: &facts.ancestors,
+        command,
         hook: facts.hook,
         act: Act::Exec {
             exec,
@@ -78,19 +83,47 @@ fn of<'a>(pending: &'a Pending, container: &'a Arc<Container>, act: Act<'a>) -> 
         origin: known.origin(&used.process, container),
         program: known.program.as_deref(),
         ancestors: &known.ancestors,
+        command: known.command.as_deref(),
         hook: hooks::set_name(used.hook),
         act,
     }
 }
 
+/// What is to be made of an activity.
+pub(super) struct Weighed {
+    /// What is to be raised.
+    pub(super) findings: Vec<Finding>,
+    /// That this one raises nothing says nothing of the next like it.
+    pub(super) must_be_told: bool,
+}
+
 impl Owner {
-    /// What is to be raised of an activity, of which the rules `found` something or nothing.
-    #[expect(clippy::unused_self, reason = "profiles and policies are the owner's")]
-    pub(super) fn weigh(
-        &mut self,
-        _activity: &Activity<'_>,
-        found: Option<Finding>,
-    ) -> Vec<Finding> {
-        found.into_iter().collect()
+    /// What is to be made of an activity, of which the rules `found` something or nothing.
+    pub(super) fn weigh(&mut self, activity: &Activity<'_>, found: Option<Finding>) -> Weighed {
+        // Who vouches for it by an exception has it learned as well.
+        let is_excepted = found.as_ref().is_some_and(|it| self.policy_excepts(it));
+        let found = found.filter(|_| !is_excepted);
+        // A program that is told itself opens whatever it needs.
+        let is_of_told = activity.program.is_some_and(Program::is_unexpected)
+            && matches!(activity.act, Act::Open { .. });
+        let unexpected = match found {
+            None if !is_of_told => self.profile_weigh(activity, is_excepted),
+            // What the image does not account for, or is sensitive, is told as that.
+            _ => None,
+        };
+        let ruled = self.policy_weigh(activity);
+        let mut findings: Vec<Finding> = found.into_iter().chain(ruled.findings).collect();
+        // A rule says more of it than that it is unexpected.
+        if findings.is_empty() {
+            findings.extend(unexpected);
+        }
+        Weighed {
+            findings,
+            // The kernel side remembers for the whole container.
+            must_be_told: ruled.may_change
+                || is_excepted
+                || is_of_told
+                || activity.origin == Origin::Exec,
+        }
     }
 }

@@ -57,24 +57,21 @@ impl Owner {
             self.state.counts.peers += 1;
             return;
         }
-        let found = self.weigh(&activity::connected(pending, connect, container), finding);
-        if found.is_empty() {
+        let weighed = self.weigh(&activity::connected(pending, connect, container), finding);
+        if weighed.findings.is_empty() {
             self.state.counts.peers += 1;
-            self.remember_peer(connect);
+            if !weighed.must_be_told {
+                self.remember_peer(connect);
+            }
             self.state.answers.pop(&place(used));
         } else {
-            self.raise_connect(connect, found);
+            self.raise_connect(connect, weighed.findings);
         }
     }
 
     fn raise_connect(&mut self, connect: &Connect, mut found: Vec<Finding>) {
         let used = &connect.used;
-        found.retain(|finding| {
-            let peer = finding.connection.as_ref();
-            peer.is_some_and(|peer| {
-                self.is_first(used.process.id(), finding.kind, peer.address.clone())
-            })
-        });
+        found.retain(|finding| self.is_first(used.process.id(), finding));
         if found.is_empty() {
             return;
         }

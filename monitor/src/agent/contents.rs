@@ -1,6 +1,7 @@
 //! What the image of a container holds, by the strongest evidence there is.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -108,23 +109,22 @@ impl ContentsReader {
         container: &Container,
         layers: &Layers,
     ) -> Result<Arc<Contents>, ContentsError> {
+        let directories = self.directories(container);
         let snapshot = snapshot(container);
-        let directories = async {
-            if snapshot.key.is_empty() {
-                return Err("its container has none".to_owned());
-            }
-            let Snapshot {
-                namespace,
-                snapshotter,
-                key,
-                ..
-            } = &snapshot;
-            let asked = self
-                .containerd
-                .lower_directories(namespace, snapshotter, key);
-            asked.await.map_err(|error| error.to_string())
-        };
         self.images.unpacked(layers, &snapshot, directories).await
+    }
+
+    /// The lower directories of a container's snapshot, from bottom to top.
+    pub(super) async fn directories(&self, container: &Container) -> Result<Vec<PathBuf>, String> {
+        if container.snapshot_key.is_empty() {
+            return Err("its container has none".to_owned());
+        }
+        let asked = self.containerd.lower_directories(
+            &container.runtime_namespace,
+            &container.snapshotter,
+            &container.snapshot_key,
+        );
+        asked.await.map_err(|error| error.to_string())
     }
 
     /// What [`Self::of_container`] would answer without reading anything.

@@ -420,6 +420,7 @@ impl Owner {
             ulid::Ulid::new(),
         ));
         self.coverage.gaps += 1;
+        self.profile_lost(affected.as_deref(), now);
         self.coverage.timeline.add(affected.as_deref(), gap);
         cursor
     }

@@ -120,17 +120,11 @@ mod tests {
                 index: None,
             },
             config: Config {
-                architecture: String::new(),
-                os: String::new(),
                 diff_ids: layers
                     .chars()
                     .map(|name| digest(&name.to_string()))
                     .collect(),
-                entrypoint: Vec::new(),
-                cmd: Vec::new(),
-                env: Vec::new(),
-                user: String::new(),
-                working_dir: String::new(),
+                ..Config::default()
             },
         };
         Reference {

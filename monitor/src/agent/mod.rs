@@ -14,7 +14,9 @@ mod node;
 mod opens;
 mod owed;
 mod owner;
+mod policies;
 mod probe;
+mod profiles;
 mod query;
 mod runtime;
 mod sourced;
@@ -38,11 +40,11 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{Semaphore, mpsc, watch},
 };
 
-pub use self::probe::self_check;
+pub use self::{policies::check as check_policies, probe::self_check};
 use crate::{
     alerts::{
         AlertLog, boot_id,
@@ -98,6 +100,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let hangup = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
     let node = node_name(&config)?;
     let cluster = config.cluster.clone().unwrap_or_default();
     tracing::info!(
@@ -140,6 +143,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         })),
         None => None,
     };
+    let (profiles_directory, profiles) = (config.state.join("profiles"), config.profile.clone());
+    let profiles =
+        tokio::task::spawn_blocking(move || profiles::Profiles::open(profiles_directory, profiles));
+    let profiles = profiles.await.context("cannot read the profiles")?;
+    let (state, policies) = (config.state.clone(), config.policy.clone());
+    let policies = tokio::task::spawn_blocking(move || policies::State::open(&state, policies));
+    let policies = policies.await.context("cannot read the policies")?;
+    let policies =
+        policies.map_err(|error| anyhow::anyhow!("the policies are refused: {error}"))?;
     let listeners = config
         .listen
         .iter()
@@ -203,7 +215,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         boot: boot_id(),
         listings,
         ready: ready_in,
-        state: state::State::new(&log.recent()),
+        state: state::State::new(&log.recent(), profiles, policies),
     };
     let inputs = owner::Inputs {
         events,
@@ -217,6 +229,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let outputs = Arc::new(outputs);
     let collector = config.collector.as_ref();
     let collector = collector.map(|collector| Arc::new(api::Collector::new(collector, &node)));
+    let queries_for_signals = queries_in.clone();
     let answers = Arc::new(node::NodeView {
         node,
         queries: queries_in,
@@ -246,6 +259,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     let mut serving = tokio::spawn(api::serve(listeners, account, api_stops));
     let announcing = tokio::spawn(announce(ready));
+    tokio::spawn(read_anew(hangup, queries_for_signals));
 
     // None of the tasks ends by itself; one that does has failed, and the daemon would be blind.
     let failed = tokio::select! {
@@ -337,6 +351,15 @@ pub fn unpin(config: &Config) -> anyhow::Result<()> {
 async fn stopped(mut stop: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop as well.
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Has policies read anew at each SIGHUP, as long as there is an owner.
+async fn read_anew(mut hangup: Signal, queries: mpsc::Sender<query::Query>) {
+    while hangup.recv().await.is_some() {
+        if queries.send(query::Query::ReadAnew).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Tells the log and systemd when every container is known.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use monitor_api::v1;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use super::{
     contents::ContentsReader,
@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     alerts::build,
-    api::{self, ContentsError, CoverageError, ImageContents, Node, VerifyError},
+    api::{
+        self, ContentsError, CoverageError, ImageContents, Node, PolicyCall, PolicyCallError,
+        ProfileCall, ProfileError, VerifyError,
+    },
     containers::{Container, ImageId, catalog::Reference},
     digest::Digest,
     image::{
@@ -305,6 +308,21 @@ impl Node for NodeView {
         answer.await.map_err(|_| stopping)?
     }
 
+    async fn policies(
+        &self,
+        call: PolicyCall,
+    ) -> Result<v1::ListPoliciesResponse, PolicyCallError> {
+        self.ask_policies(call).await
+    }
+
+    async fn record(&self) -> Option<broadcast::Receiver<Arc<str>>> {
+        self.begin_recording().await
+    }
+
+    async fn profiles(&self, call: ProfileCall) -> Result<Vec<v1::Profile>, ProfileError> {
+        self.ask_profiles(call).await
+    }
+
     async fn status(&self) -> v1::Status {
         let mut status = v1::Status {
             node: self.node.clone(),
@@ -380,6 +398,8 @@ impl Node for NodeView {
             unfollowed: snapshot.changes_account.unfollowed,
         });
         status.coverage = Some(snapshot.coverage.clone());
+        status.behaviour = Some(snapshot.behaviour);
+        status.policies = Some(snapshot.policies);
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,
             queue_overflows: snapshot.account.held.queue_overflows,

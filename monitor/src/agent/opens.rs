@@ -51,9 +51,9 @@ impl Owner {
             };
             self.state.writers.put(key, writer);
         }
-        let found = self.weigh(&activity::opened(pending, opened, container), finding);
-        let is_good = found.is_empty();
-        for finding in found {
+        let weighed = self.weigh(&activity::opened(pending, opened, container), finding);
+        let is_good = weighed.findings.is_empty() && !weighed.must_be_told;
+        for finding in weighed.findings {
             if self.is_new(&opened.used, &finding) {
                 self.raise_of(&opened.used, &finding);
             }

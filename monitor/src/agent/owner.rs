@@ -147,6 +147,7 @@ impl Owner {
         }
         let counted = self.state.aggregator.flush(clock::boot_ns());
         self.append(counted);
+        tokio::task::block_in_place(|| self.profile_end());
     }
 
     async fn drain(&mut self, inputs: &mut Inputs, is_left: bool) {
@@ -212,11 +213,16 @@ impl Owner {
 
     /// Gives the cursor of the last alert that comes of it.
     fn raise_as(&mut self, finding: &Finding, subject: Subject, receipt: &Receipt) -> Option<u64> {
-        let findings = &mut self.state.findings;
-        *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
         let now = jiff::Timestamp::now();
         let id = subject.id(now);
-        let alert = build(finding, &self.node, now, id);
+        let mut alert = build(finding, &self.node, now, id);
+        // Nothing comes of one that there is an exception of.
+        if let Some((severity, rule)) = self.policy_fate(&finding.container, &alert)? {
+            build::regrade(&mut alert, severity, &rule);
+        }
+        self.profile_found(finding);
+        let findings = &mut self.state.findings;
+        *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
         let given = (self.state.aggregator).take_of(receipt, alert, clock::boot_ns());
         self.append(given)
     }
@@ -322,18 +328,23 @@ impl Owner {
                 }
                 Effect::ContainerIdentified(container) => {
                     self.state.usages.seen(&container, jiff::Timestamp::now());
+                    self.profile_follow(&container);
                     self.identified(&container);
                 }
                 Effect::TaskStarted(container) => {
                     self.hold(&container);
                     self.follow(&container);
+                    self.state.profiles.begin_again(&container);
+                    self.profile_follow(&container);
                 }
                 Effect::TaskExited(container) => {
                     self.state.usages.ended(&container, jiff::Timestamp::now());
+                    self.profile_ended(&container);
                 }
                 Effect::ContainerRemoved(container) => {
                     self.coverage.removed(&container);
                     self.state.executions.removed(&container);
+                    self.profile_removed(&container);
                     if let Some(changes) = &self.changes {
                         changes.forget(&container);
                     }
@@ -429,6 +440,8 @@ impl Owner {
         }
         self.look();
         self.check_self();
+        self.profile_tick();
+        self.policy_tick(false);
     }
 
     /// Gives up the use that has waited longest.
@@ -460,6 +473,16 @@ impl Owner {
             }
             Query::Executed(container, answer) => {
                 let _ = answer.send(self.state.executions.of(&container));
+            }
+            Query::Policies(call, answer) => {
+                let _ = answer.send(self.policy_call(call));
+            }
+            Query::Record(answer) => {
+                let _ = answer.send(self.policy_record());
+            }
+            Query::ReadAnew => self.policy_tick(true),
+            Query::Profiles(call, answer) => {
+                let _ = answer.send(self.profile_call(call));
             }
         }
     }
@@ -508,6 +531,8 @@ impl Owner {
                 .unwrap_or_default(),
             connection: self.state.connection,
             coverage: coverage::status(&self.coverage.facts(), &self.node),
+            behaviour: self.state.profiles.status(),
+            policies: self.state.policies.status(),
         }
     }
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use monitor_api::v1::{self, verify_container_response::Executed};
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 
 use super::{
     state::{ChangeCounts, EventCounts},
     usage::Usage,
 };
 use crate::{
-    api::CoverageError,
+    api::{CoverageError, PolicyCall, PolicyCallError, ProfileCall, ProfileError},
     changes,
     containers::Container,
     digest::Digest,
@@ -28,6 +28,20 @@ pub(super) enum Query {
     ),
     /// What ran in a container.
     Executed(Arc<Container>, oneshot::Sender<Executed>),
+    /// Policies.
+    Policies(
+        PolicyCall,
+        oneshot::Sender<Result<v1::ListPoliciesResponse, PolicyCallError>>,
+    ),
+    /// What happens, from now on.
+    Record(oneshot::Sender<broadcast::Receiver<Arc<str>>>),
+    /// Policies are to be read now.
+    ReadAnew,
+    /// What is expected of containers.
+    Profiles(
+        ProfileCall,
+        oneshot::Sender<Result<Vec<v1::Profile>, ProfileError>>,
+    ),
 }
 
 /// When a container was watched, between two times.
@@ -55,6 +69,8 @@ pub(super) struct Snapshot {
     pub(super) choices: Vec<Choice>,
     pub(super) connection: Connection,
     pub(super) coverage: v1::status::Coverage,
+    pub(super) behaviour: v1::status::Behaviour,
+    pub(super) policies: v1::status::Policies,
 }
 
 /// Whether containerd tells what happens.

@@ -14,8 +14,16 @@ use monitor_common::CgroupFacts;
 use tokio::task::{Id, JoinSet};
 
 use super::{
-    bytes::Read, changes::told_before, connects::Answered, executed::Executions, query::Connection,
-    sourced::Sourced, turns::Turns, usage::Usages,
+    bytes::Read,
+    changes::told_before,
+    connects::Answered,
+    executed::Executions,
+    policies,
+    profiles::{Found, Profiles, Seeded},
+    query::Connection,
+    sourced::Sourced,
+    turns::Turns,
+    usage::Usages,
 };
 use crate::{
     alerts::{Aggregator, id::Subject},
@@ -27,6 +35,7 @@ use crate::{
     },
     detect::{Kind, modified::Told, role::Role, script::Use},
     digest::Sha256,
+    files::Folder,
     image::{contents::Contents, error::ContentsError},
     sensor::event::{Code, Connect, Exec, FileUse, Open, Process, ProcessId, Receipt},
 };
@@ -120,6 +129,8 @@ pub(super) struct State {
     pub(super) findings: LruCache<Creation, u64>,
     pub(super) usages: Usages,
     pub(super) executions: Executions,
+    pub(super) profiles: Profiles,
+    pub(super) policies: policies::State,
     pub(super) uses_in_flight: HashSet<Id>,
     pub(super) counts: EventCounts,
     pub(super) changes: ChangeCounts,
@@ -142,7 +153,11 @@ pub(super) struct State {
 
 impl State {
     /// At the start, with the alerts that were raised before.
-    pub(super) fn new(alerts: &[Arc<Alert>]) -> Self {
+    pub(super) fn new(
+        alerts: &[Arc<Alert>],
+        profiles: Profiles,
+        policies: policies::State,
+    ) -> Self {
         let mut changes_told = LruCache::new(CHANGES_TOLD_MAX);
         for (path, told) in alerts.iter().filter_map(|alert| told_before(alert)) {
             changes_told.put(path, told);
@@ -165,6 +180,8 @@ impl State {
             findings: LruCache::new(CONTAINERS_MAX),
             usages: Usages::default(),
             executions: Executions::new(jiff::Timestamp::now()),
+            profiles,
+            policies,
             uses_in_flight: HashSet::new(),
             counts: EventCounts::default(),
             changes: ChangeCounts::default(),
@@ -186,13 +203,22 @@ pub(super) fn creation(container: &Container) -> Creation {
 
 /// A finding of a process, told from others of its kind: a library of several segments is mapped
 /// several times, and an ELF interpreter is seen as a part of the exec and as a mapping.
-pub(super) type Raised = (ProcessId, Kind, Vec<u8>, Option<Sha256>);
+/// By kind, file or peer, bytes, and the rule of a policy.
+pub(super) type Raised = (ProcessId, Kind, Vec<u8>, Option<Sha256>, Option<String>);
 
 /// What a task brings back.
 pub(super) enum Done {
     Use(Box<ReadUse>),
     /// A file that waits in [`Sourced`], by its number there.
     Held(u64, Option<OwnedFd>),
+    /// What an image says of its containers before anything runs.
+    Seeded(Box<Seeded>),
+    /// Profiles were written; so many could not be.
+    Written(u64),
+    /// What the folder of profiles holds.
+    Folder(Box<(Folder, Option<Found>)>),
+    /// What the folder of policies holds.
+    Policies(Box<(Folder, Option<policies::Found>)>),
     /// A check of the daemon itself was done, or why not.
     Checked(Result<(), String>),
     Contents {

@@ -23,7 +23,7 @@ use crate::{
     },
     coverage::Cause,
     detect::{
-        FileVerdict, Finding, Kind,
+        FileVerdict, Finding,
         file::{self, Expected, Judgement, UseFacts},
         open,
         participant::{self, Participant},
@@ -171,6 +171,7 @@ impl Owner {
         ) {
             Place::Container { container, by } if container.identity != Identity::Pending => {
                 self.state.processes.placed(&used.process, &container);
+                self.foresee(&pending, &container);
                 self.judge_open(&pending, &container, by);
                 let used = pending.what.used();
                 if by == PlacedBy::Cgroup {
@@ -199,13 +200,17 @@ impl Owner {
                     self.tell_host(used.cgroup.id);
                 }
             }
-            // Nothing will be said of it, whoever it is of.
+            // Only a profile could have something to say of it.
             Place::Container { container, .. }
-                if self.is_of_no_use(&pending.what, container.task.as_ref()) =>
+                if is_plain(&pending.what, container.task.as_ref())
+                    && !self.has_room_for_plain() =>
             {
-                self.count(&Judgement::Good(FileVerdict::Image), true);
+                self.drop_plain();
             }
-            Place::Unknown if self.is_of_no_use(&pending.what, None) => {
+            Place::Unknown if is_plain(&pending.what, None) && !self.has_room_for_plain() => {
+                self.drop_plain();
+            }
+            Place::Unknown if is_plain(&pending.what, None) && self.is_before_coverage(used) => {
                 self.count(&Judgement::Good(FileVerdict::Image), true);
             }
             Place::Unknown if self.is_before_coverage(used) => {
@@ -247,11 +252,15 @@ impl Owner {
         is_other.then(|| Arc::clone(other))
     }
 
-    /// Whether nothing is to be said of it, unless it can tell who changes a file and there is room.
-    fn is_of_no_use(&self, what: &What, task: Option<&Task>) -> bool {
-        let may_tell = matches!(what, What::Open(open, _)
-            if open.access.write && open.used.file.facts.flags & FILE_UPPER != 0);
-        is_plain(what, task) && !(may_tell && self.state.waiting.len() < WAITING_MAX / 2)
+    /// Whether there is room for opens of files that no rule says anything of to wait: what they keep
+    /// out is only what a profile may learn, or who changes a file.
+    fn has_room_for_plain(&self) -> bool {
+        self.state.waiting.len() < WAITING_MAX / 2
+    }
+
+    fn drop_plain(&mut self) {
+        self.count(&Judgement::Good(FileVerdict::Image), true);
+        self.profile_lost(None, jiff::Timestamp::now());
     }
 
     /// Whether a listing that could have told whose an event is has told nothing.
@@ -348,13 +357,20 @@ impl Owner {
             Ok((_, Done::Use(read))) => self.judge(*read),
             Ok((_, Done::Held(number, file))) => self.state.sourced.held(number, file),
             Ok((_, Done::Checked(result))) => self.checked(result),
+            Ok((_, Done::Seeded(seeded))) => self.profile_seeded(*seeded),
+            Ok((_, Done::Written(failed))) => self.profile_written(failed),
+            Ok((_, Done::Policies(read))) => self.policy_folder(read.0, read.1),
+            Ok((_, Done::Folder(folder))) => self.profile_folder(folder.0, folder.1),
             Ok((
                 _,
                 Done::Contents {
                     container,
                     result: Ok(contents),
                 },
-            )) => self.follow_with(&self.present(&container), &contents),
+            )) => {
+                self.follow_with(&self.present(&container), &contents);
+                self.profile_seed(&self.present(&container), &contents);
+            }
             Ok((
                 _,
                 Done::Contents {
@@ -447,8 +463,9 @@ impl Owner {
         self.count(&judgement, is_data);
         let own = match what {
             What::Exec(exec) => {
-                let activity = activity::executed(exec, &facts, &judgement);
-                self.weigh(&activity, judgement.into_finding())
+                let activity =
+                    activity::executed(exec, known.command.as_deref(), &facts, &judgement);
+                self.weigh(&activity, judgement.into_finding()).findings
             }
             _ => judgement.into_finding().into_iter().collect(),
         };
@@ -493,9 +510,13 @@ impl Owner {
         }
     }
 
-    /// Whether nothing of the kind was raised of this process and peer before.
-    pub(super) fn is_first(&mut self, process: ProcessId, kind: Kind, address: Vec<u8>) -> bool {
-        let key = (process, kind, address, None);
+    /// Whether a finding about a peer was not raised of this process before.
+    pub(super) fn is_first(&mut self, process: ProcessId, finding: &Finding) -> bool {
+        let Some(peer) = &finding.connection else {
+            return false;
+        };
+        let (address, rule) = (peer.address.clone(), finding.rule.clone());
+        let key = (process, finding.kind, address, None, rule);
         self.state.raised.put(key, ()).is_none()
     }
 
@@ -506,7 +527,8 @@ impl Owner {
         };
         let raised = &mut self.state.raised;
         let mut is_new = |seen| {
-            let key = (used.process.id(), finding.kind, file.path.clone(), seen);
+            let (path, rule) = (file.path.clone(), finding.rule.clone());
+            let key = (used.process.id(), finding.kind, path, seen, rule);
             raised.put(key, ()).is_none()
         };
         // Of a file that could not be read no more is known than that it was used.

@@ -61,6 +61,7 @@ struct Place {
 struct Key {
     place: Place,
     kind: String,
+    rule: String,
     path: Vec<u8>,
     seen_sha256: String,
     hash_state: String,
@@ -146,11 +147,20 @@ impl Aggregator {
     /// They are told at once the first time, then with the repeats.
     pub fn amend(&mut self, alert: &Alert, now_ns: u64) -> Option<Alert> {
         let open = self.open.get_mut(&key(alert))?;
-        if open.alert.details == alert.details {
+        let more = alert.details.as_ref()?;
+        let own = &mut open.alert.details.get_or_insert_default().fields;
+        let mut more = more.fields.iter();
+        if more
+            .clone()
+            .all(|(name, value)| own.get(name) == Some(value))
+        {
             return None;
         }
-        let is_first = open.alert.details.is_none();
-        open.alert.details.clone_from(&alert.details);
+        let is_first = more.clone().any(|(name, _)| !own.contains_key(name));
+        own.extend(
+            more.by_ref()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
         open.is_changed = true;
         if is_first {
             return Some(open.revise(now_ns, &mut self.told));
@@ -275,6 +285,11 @@ fn key(alert: &Alert) -> Key {
                 .map(|created| (created.seconds, created.nanos)),
         },
         kind: alert.kind.clone(),
+        rule: alert
+            .rule
+            .as_ref()
+            .map(|rule| rule.id.clone())
+            .unwrap_or_default(),
         path: file.path,
         seen_sha256: file.seen_sha256,
         hash_state: file.hash_state,

@@ -80,6 +80,16 @@ pub fn build(finding: &Finding, node: &NodeFacts, observed: Timestamp, id: Ulid)
     }
 }
 
+/// Gives an alert another severity, by the rule of a policy.
+pub fn regrade(alert: &mut v1::Alert, severity: Severity, rule: &str) {
+    alert.severity = self::severity(severity).into();
+    let kind = Some(value::Kind::StringValue(rule.to_owned()));
+    let details = alert.details.get_or_insert_with(Struct::default);
+    details
+        .fields
+        .insert("severity_by".to_owned(), Value { kind });
+}
+
 /// What every alert of this node begins with.
 pub(super) fn first_revision(node: &NodeFacts, observed: Timestamp, id: Ulid) -> v1::Alert {
     v1::Alert {

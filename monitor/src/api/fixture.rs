@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use monitor_api::v1::{
     Alert, Container, CoverageResponse, CoverageSpan, Difference, Image, ImageEntry,
-    ImageUsageResponse, Status, VerifyContainerResponse, VerifyImageResponse, alert,
+    ImageUsageResponse, ListPoliciesResponse, PolicyException, PolicyRule, Profile, Status,
+    VerifyContainerResponse, VerifyImageResponse, alert,
     verify_container_response::{Response, Verified},
 };
 use tempfile::TempDir;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{broadcast, mpsc, watch},
     task::JoinHandle,
 };
 
 use super::{
-    Account, Address, ContentsError, CoverageError, ImageContents, Listener, Node, Security,
-    ServeError, VerifyError, serve,
+    Account, Address, ContentsError, CoverageError, ImageContents, Listener, Node, PolicyCall,
+    PolicyCallError, ProfileCall, ProfileError, Security, ServeError, VerifyError, serve,
 };
 use crate::{alerts::AlertLog, audit::Audit};
 
@@ -172,6 +173,53 @@ impl Node for StubNode {
                 },
             ],
         })
+    }
+
+    async fn policies(&self, call: PolicyCall) -> Result<ListPoliciesResponse, PolicyCallError> {
+        let exception = |id: String| PolicyException {
+            id,
+            owner: "\u{1b}[31mred".to_owned(),
+            ..PolicyException::default()
+        };
+        match call {
+            PolicyCall::List => Ok(ListPoliciesResponse {
+                rules: vec![PolicyRule {
+                    id: "default.shell".to_owned(),
+                    ..PolicyRule::default()
+                }],
+                exceptions: vec![exception("exceptions.a".to_owned())],
+                ..ListPoliciesResponse::default()
+            }),
+            PolicyCall::AddException { .. } => Ok(ListPoliciesResponse {
+                exceptions: vec![exception("exceptions.b".to_owned())],
+                ..ListPoliciesResponse::default()
+            }),
+            PolicyCall::RemoveException { id } => Err(PolicyCallError::NoException(id)),
+        }
+    }
+
+    async fn record(&self) -> Option<broadcast::Receiver<Arc<str>>> {
+        None
+    }
+
+    async fn profiles(&self, call: ProfileCall) -> Result<Vec<Profile>, ProfileError> {
+        let profile = |document: String| Profile {
+            reference: "docker.io/library/web:1".to_owned(),
+            state: "learning".to_owned(),
+            reasons: vec!["\u{1b}[31mred".to_owned()],
+            document,
+            ..Profile::default()
+        };
+        match call {
+            ProfileCall::List => Ok(vec![profile(String::new())]),
+            ProfileCall::Import { document } => Ok(vec![profile(document)]),
+            ProfileCall::Get { image }
+            | ProfileCall::Learn { image }
+            | ProfileCall::Freeze { image, .. } => match image.as_str() {
+                "web" => Ok(vec![profile("kind: Profile\n".to_owned())]),
+                _ => Err(ProfileError::NoProfile(image)),
+            },
+        }
     }
 
     async fn status(&self) -> Status {

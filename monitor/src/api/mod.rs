@@ -15,7 +15,9 @@ mod frames;
 mod guard;
 pub mod listener;
 mod pages;
+mod policies;
 mod process;
+mod profiles;
 pub mod publish;
 pub mod server;
 mod service;
@@ -24,10 +26,10 @@ mod tests;
 pub mod tls;
 mod unix;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use monitor_api::v1;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 pub use account::Account;
 pub use address::Address;
@@ -115,6 +117,17 @@ pub trait Node: Send + Sync + 'static {
         to: Option<jiff::Timestamp>,
     ) -> Result<v1::CoverageResponse, CoverageError>;
 
+    /// Carries out a call about policies: all that is in force, or the exception that was made.
+    async fn policies(&self, call: PolicyCall)
+    -> Result<v1::ListPoliciesResponse, PolicyCallError>;
+
+    /// Lines of what happens from now on, for trying policies; `None` if the daemon stops.
+    async fn record(&self) -> Option<broadcast::Receiver<Arc<str>>>;
+
+    /// Carries out a call about profiles: those that it is about, with their documents unless it lists
+    /// all.
+    async fn profiles(&self, call: ProfileCall) -> Result<Vec<v1::Profile>, ProfileError>;
+
     /// The node's account of itself. `version`, `started_at`, `ready`, `alerts`, `audit`, `api` and
     /// `memory_resident_bytes` are filled in by the API.
     async fn status(&self) -> v1::Status;
@@ -128,6 +141,110 @@ pub struct ImageContents {
     pub evidence: String,
     /// Sorted by path. Pulled as the client reads, so it may be long; it must not block.
     pub entries: Box<dyn Iterator<Item = v1::ImageEntry> + Send>,
+}
+
+/// A call about policies.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PolicyCall {
+    /// What is in force.
+    List,
+    /// Makes an exception of findings like an alert's.
+    AddException {
+        /// The alert.
+        alert: Box<v1::Alert>,
+        /// Until when it holds.
+        until: jiff::Timestamp,
+        /// Why.
+        reason: String,
+        /// Who answers for it.
+        owner: String,
+    },
+    /// Removes one.
+    RemoveException {
+        /// Its id.
+        id: String,
+    },
+}
+
+/// Why a call about policies was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyCallError {
+    /// No such exception that the API made; NOT_FOUND.
+    #[error(
+        "no exception {0:?} was made by `monitorctl exception add`; `monitorctl exception list` lists them"
+    )]
+    NoException(String),
+    /// It would hold for too long, or not at all; INVALID_ARGUMENT.
+    #[error("until: give a time between now and a year from now")]
+    Until,
+    /// RESOURCE_EXHAUSTED.
+    #[error("there are {0} exceptions, which is the limit; remove some")]
+    Full(usize),
+    /// It could not be put in force or kept; INTERNAL.
+    #[error("nothing was changed: {0}")]
+    Failed(String),
+    /// The daemon stops; UNAVAILABLE.
+    #[error("the daemon is stopping; ask it again once it has started")]
+    Stopping,
+}
+
+/// A call about profiles. Images are named by a reference or a digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProfileCall {
+    /// All of them, without their documents.
+    List,
+    /// One.
+    Get {
+        /// Of which image.
+        image: String,
+    },
+    /// Puts one in force.
+    Import {
+        /// The document in YAML.
+        document: String,
+    },
+    /// Has one learn again.
+    Learn {
+        /// Of which image.
+        image: String,
+    },
+    /// Ends learning.
+    Freeze {
+        /// Of which image.
+        image: String,
+        /// Who calls.
+        by: String,
+    },
+}
+
+/// Why a call about profiles was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProfileError {
+    /// No such profile; NOT_FOUND.
+    #[error(
+        "no profile of {0:?} on this node; `monitorctl profile list` lists those that are there"
+    )]
+    NoProfile(String),
+    /// The name means several; FAILED_PRECONDITION.
+    #[error("{image:?} means several profiles, name one by its digest: {digests}")]
+    Ambiguous {
+        /// What was asked for.
+        image: String,
+        /// The manifest digests it may mean.
+        digests: String,
+    },
+    /// A document that is none; INVALID_ARGUMENT.
+    #[error("the profile is refused: {0}")]
+    Refused(String),
+    /// It is changed where it lies; FAILED_PRECONDITION.
+    #[error("the profile of {0} comes from the folder of profiles; change it there")]
+    InFolder(String),
+    /// RESOURCE_EXHAUSTED.
+    #[error("there are {0} profiles of images that run, which is the limit")]
+    Full(usize),
+    /// The daemon stops; UNAVAILABLE.
+    #[error("the daemon is stopping; ask it again once it has started")]
+    Stopping,
 }
 
 /// Why it cannot be said when a container was watched.

@@ -10,7 +10,11 @@ use std::{
 
 use monitor_api::{
     FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX,
-    v1::monitor_server::{self, MonitorServer},
+    v1::{
+        monitor_server::{self, MonitorServer},
+        policies_server::{self, PoliciesServer},
+        profiles_server::{self, ProfilesServer},
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -34,6 +38,8 @@ use super::{
     frames::Framed,
     guard::Guarded,
     listener::{Accepted, Bytes},
+    policies::PolicyService,
+    profiles::ProfileService,
     publish::Publisher,
     service::Service,
 };
@@ -75,6 +81,15 @@ pub async fn serve(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let service = Guarded::new(Framed(service), account.audit.clone());
+    let profiles = ProfilesServer::new(ProfileService(Arc::clone(&account)))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let profiles = Guarded::new(profiles, account.audit.clone());
+    let policies = PoliciesServer::new(PolicyService {
+        account: Arc::clone(&account),
+        shutdown: shutdown.clone(),
+    });
+    let policies = Guarded::new(policies, account.audit.clone());
     let reflection = reflection("grpc.reflection.v1.ServerReflection").build_v1()?;
     // Many clients still speak the older version.
     let reflection_alpha =
@@ -114,6 +129,8 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_INTERVAL))
         .add_service(service)
+        .add_service(profiles)
+        .add_service(policies)
         .add_service(reflection)
         .add_service(reflection_alpha)
         .add_service(health)
@@ -155,6 +172,8 @@ fn reflection(own: &'static str) -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name(monitor_server::SERVICE_NAME)
+        .with_service_name(profiles_server::SERVICE_NAME)
+        .with_service_name(policies_server::SERVICE_NAME)
         .with_service_name("grpc.health.v1.Health")
         .with_service_name(own)
 }

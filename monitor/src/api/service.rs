@@ -30,7 +30,7 @@ const PATH_BYTES_MAX: usize = 4096;
 
 /// Most bytes of an image's name in a request: a reference has at most 255 bytes of name, 128 of
 /// tag and a digest.
-const IMAGE_BYTES_MAX: usize = 1024;
+pub(super) const IMAGE_BYTES_MAX: usize = 1024;
 
 /// Most bytes of a container's id or name in a request; containerd's ids have at most 76.
 const CONTAINER_BYTES_MAX: usize = 256;
@@ -244,7 +244,7 @@ impl Monitor for Service {
     }
 }
 
-fn check_length(name: &str, text: &str, bytes_max: usize) -> Result<(), Status> {
+pub(super) fn check_length(name: &str, text: &str, bytes_max: usize) -> Result<(), Status> {
     if text.is_empty() || text.len() > bytes_max {
         return Err(Status::invalid_argument(format!(
             "{name} must have 1 to {bytes_max} bytes; it has {}",

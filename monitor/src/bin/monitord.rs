@@ -163,10 +163,7 @@ fn main() -> ExitCode {
         }
         Action::Doctor(doctor) => doctor.run(),
         Action::Unpin(unpin) => unpin.run().map(|()| true),
-        Action::CheckConfig { file } => Config::read(&file)
-            .map_err(Into::into)
-            .map(|config| println!("{config:#?}"))
-            .map(|()| true),
+        Action::CheckConfig { file } => check_config(&file).map(|()| true),
         Action::SelfCheck { cgroup } => agent::self_check(cgroup.as_deref()).map(|()| true),
     };
     match done {
@@ -182,6 +179,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Checks a configuration and the policies that it names.
+fn check_config(file: &Path) -> anyhow::Result<()> {
+    let config = Config::read(file)?;
+    agent::check_policies(&config.policy)
+        .map_err(|error| anyhow::anyhow!("the policies are refused: {error}"))?;
+    println!("{config:#?}");
+    Ok(())
 }
 
 /// Text on a terminal, JSON otherwise.

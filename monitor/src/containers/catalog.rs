@@ -258,12 +258,9 @@ pub(super) mod tests {
             config: Config {
                 architecture: "amd64".to_owned(),
                 os: "linux".to_owned(),
-                diff_ids: Vec::new(),
                 entrypoint: vec![format!("/bin/{name}")],
-                cmd: Vec::new(),
                 env: vec!["PATH=/bin".to_owned()],
-                user: String::new(),
-                working_dir: String::new(),
+                ..Config::default()
             },
         }
     }

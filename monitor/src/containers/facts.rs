@@ -1,11 +1,17 @@
 //! What a container's record says of it, read with bounds: its spec, labels and CRI's metadata.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Container, ContainerKind, Identity, Pod, cgroup};
 use crate::{containerd::ContainerRecord, digest::Digest};
+
+/// Labels of a pod; of more some are left out.
+const LABELS_MAX: usize = 64;
 
 /// Bytes of a name taken from labels and annotations; longer ones are cut.
 const NAME_BYTES_MAX: usize = 1024;
@@ -120,6 +126,16 @@ struct CriContainer {
     image_digest: Option<String>,
 }
 
+/// What people labelled a pod with, without what Kubernetes and containerd add.
+fn labels(all: &HashMap<String, String>) -> BTreeMap<String, String> {
+    let is_own =
+        |key: &str| !key.starts_with("io.kubernetes.") && !key.starts_with("io.cri-containerd.");
+    let own = all.iter().filter(|(key, _)| is_own(key));
+    own.take(LABELS_MAX)
+        .map(|(key, value)| (cut(key), cut(value)))
+        .collect()
+}
+
 impl Facts {
     /// Reads a record. What is missing or unreadable in it is left out: a container whose spec is
     /// not JSON is still a container.
@@ -152,6 +168,12 @@ impl Facts {
                 name,
                 uid: named("io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid")
                     .unwrap_or_default(),
+                // containerd gives the pod's to its sandbox.
+                labels: Arc::new(if kind.as_deref() == Some("sandbox") {
+                    labels(&record.labels)
+                } else {
+                    BTreeMap::new()
+                }),
             });
         let cri: Option<CriContainer> = record
             .extensions

@@ -111,6 +111,8 @@ pub struct Pod {
     pub name: String,
     /// Pod uid.
     pub uid: String,
+    /// What people labelled it with; empty until its sandbox is known.
+    pub labels: Arc<BTreeMap<String, String>>,
 }
 
 /// A container's task: its init process and what was read of it.
@@ -207,6 +209,16 @@ impl Identity {
     }
 }
 
+/// A reference without tag and digest.
+pub fn repository(reference: &str) -> &str {
+    let name = reference.split('@').next().unwrap_or(reference);
+    let slash = name.rfind('/').map_or(0, |at| at + 1);
+    match name.get(slash..).and_then(|last| last.find(':')) {
+        Some(colon) => name.get(..slash + colon).unwrap_or(name),
+        None => name,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,5 +246,15 @@ mod tests {
         check("/snapshots/5", 7, "/snapshots/55/bin/sh", None);
         check("/snapshots/5", 7, "/data/sh", None);
         check("/snapshots/5", 8, "/snapshots/5/bin/sh", None);
+    }
+
+    #[test]
+    fn a_repository_is_a_reference_without_tag_and_digest() {
+        let check = |reference: &str, expect: &str| assert_eq!(repository(reference), expect);
+        check("docker.io/library/nginx:1.27", "docker.io/library/nginx");
+        check("localhost:5000/web:2@sha256:ab", "localhost:5000/web");
+        check("localhost:5000/web", "localhost:5000/web");
+        check("web@sha256:ab", "web");
+        check("", "");
     }
 }

@@ -54,6 +54,7 @@ pub struct Program {
     /// Inode number of the mount namespace it was executed in.
     pub mount_namespace: u32,
     is_of_image: AtomicBool,
+    is_unexpected: AtomicBool,
 }
 
 impl Program {
@@ -67,6 +68,7 @@ impl Program {
             script: exec.script.clone(),
             mount_namespace: process.mount_namespace,
             is_of_image: AtomicBool::new(lower && file.facts.device == process.root_device),
+            is_unexpected: AtomicBool::new(false),
         }
     }
 
@@ -79,6 +81,16 @@ impl Program {
     /// Whether its file is the image's, as far as that is known by now.
     pub fn is_of_image(&self) -> bool {
         self.is_of_image.load(Ordering::Relaxed)
+    }
+
+    /// Whether the profile of the image does not have it.
+    pub fn is_unexpected(&self) -> bool {
+        self.is_unexpected.load(Ordering::Relaxed)
+    }
+
+    /// The profile of the image does not have it.
+    pub fn set_unexpected(&self) {
+        self.is_unexpected.store(true, Ordering::Relaxed);
     }
 
     /// Its file was found to be the image's, or not.
@@ -94,6 +106,9 @@ pub struct Known {
     pub program: Option<Arc<Program>>,
     /// Executables of its ancestors, nearest first.
     pub ancestors: Vec<Vec<u8>>,
+    /// What the first of its line that came from outside executed first in the container, if that was
+    /// seen: of `kubectl exec` the command.
+    pub command: Option<Arc<Program>>,
     entered: Option<ProcessId>,
     container: Option<Arc<Container>>,
 }
@@ -118,6 +133,8 @@ struct Entry {
     program: Option<Arc<Program>>,
     /// The first of its line that came from outside.
     entered: Option<ProcessId>,
+    /// What that executed first in another mount namespace than the host's.
+    command: Option<Arc<Program>>,
     container: Option<Arc<Container>>,
 }
 
@@ -142,7 +159,13 @@ impl Processes {
     pub fn executed(&mut self, exec: &Exec, host_mount_namespace: u32) -> Known {
         let process = &exec.used.process;
         let mut entry = self.entry_of(process, host_mount_namespace);
-        entry.program = Some(Arc::new(Program::of(exec)));
+        let program = Arc::new(Program::of(exec));
+        // Before, it is the runtime that executes itself.
+        let is_inside = process.mount_namespace != host_mount_namespace;
+        if entry.entered == Some(entry.id) && entry.command.is_none() && is_inside {
+            entry.command = Some(Arc::clone(&program));
+        }
+        entry.program = Some(program);
         let known = self.known(&entry);
         self.put(entry);
         known
@@ -228,6 +251,7 @@ impl Processes {
             entered: parent
                 .and_then(|parent| parent.entered)
                 .or_else(|| from_outside.then_some(id)),
+            command: parent.and_then(|parent| parent.command.clone()),
             container: None,
         }
     }
@@ -256,6 +280,7 @@ impl Processes {
         Known {
             program: entry.program.clone(),
             ancestors,
+            command: entry.command.clone(),
             entered: entry.entered,
             container: self.container_in_line(Some(entry)),
         }

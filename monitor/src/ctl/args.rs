@@ -114,6 +114,34 @@ Examples:
     #[command(subcommand)]
     Image(ImageCommand),
 
+    /// What images' containers are expected to do
+    #[command(subcommand)]
+    Profile(ProfileCommand),
+
+    /// Rules over what containers do and what is found
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+
+    /// Findings that are not told, for a while
+    #[command(subcommand)]
+    Exception(ExceptionCommand),
+
+    /// What containers do and what is found, in lines of JSON for `policy test`
+    #[command(
+        long_about = "\
+What containers do from now on and what is found, one line of JSON each, until Ctrl-C or for a time. It
+holds paths, peers and arguments of all containers (passwords and tokens in arguments are left out).",
+        after_help = "\
+Examples:
+  monitorctl record --seconds 600 > events.jsonl
+  monitorctl policy test new.yaml --events events.jsonl"
+    )]
+    Record {
+        /// End after this many seconds
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: Option<u64>,
+    },
+
     /// Who changed what by the API
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -272,6 +300,134 @@ Examples:
 
     /// Which image ran on this node since the daemon started, where and when
     Usage,
+}
+
+/// What to do with profiles.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ProfileCommand {
+    /// One line per profile: its image, whether it is learned, and how much it has
+    List,
+
+    /// What the containers of one image are expected to do
+    #[command(after_help = "\
+Examples:
+  monitorctl profile show docker.io/library/nginx:1.27
+  monitorctl profile show sha256:4c8f01b2a977 -o json | jq .document.files")]
+    Show {
+        /// A reference, or a manifest or config digest, also its first 12 digits or more
+        image: String,
+    },
+
+    /// Prints the document of a profile in YAML, to be read, edited and kept
+    #[command(after_help = "\
+Example:
+  monitorctl profile export docker.io/library/nginx:1.27 > nginx.yaml")]
+    Export {
+        /// A reference, or a manifest or config digest, also its first 12 digits or more
+        image: String,
+    },
+
+    /// Puts a profile in force, in place of what was learned
+    Import {
+        /// A document in YAML; `-` is standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+
+    /// Lets a profile learn again, beside what it has
+    Learn {
+        /// A reference, or a manifest or config digest, also its first 12 digits or more
+        image: String,
+    },
+
+    /// Ends learning: what the profile does not have raises alerts from now on
+    Freeze {
+        /// A reference, or a manifest or config digest, also its first 12 digits or more
+        image: String,
+    },
+
+    /// What one profile has and another has not, in words
+    #[command(after_help = "\
+Examples:
+  monitorctl profile diff docker.io/library/web:1 docker.io/library/web:2
+  monitorctl profile diff reviewed.yaml docker.io/library/web:2")]
+    Diff {
+        /// A file, or an image
+        old: String,
+        /// A file, or an image
+        new: String,
+    },
+
+    /// Makes one profile of what several nodes have learned of the same image
+    #[command(after_help = "\
+Example:
+  monitorctl profile merge node-1.yaml node-2.yaml > web.yaml")]
+    Merge {
+        /// Documents in YAML, of one manifest digest
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// What to do with policies.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// One line per rule: what it looks at, and how often it held
+    List,
+
+    /// What a policy would make of a recording, without a daemon: exit status 1 if it is refused
+    #[command(
+        long_about = "\
+What a policy would make of a recording, one line per finding: what its rules add, and what was found by
+the daemon itself, with the severity that it then has and the exception that keeps it back. No daemon is
+asked, and no other policy is in force.",
+        after_help = "\
+Example:
+  monitorctl policy test new.yaml --events events.jsonl"
+    )]
+    Test {
+        /// A policy in YAML
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// What `monitorctl record` wrote; `-` is standard input
+        #[arg(long, value_name = "RECORDING")]
+        events: PathBuf,
+    },
+}
+
+/// What to do with exceptions.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ExceptionCommand {
+    /// One line per exception, also those whose time is over
+    List,
+
+    /// Has findings like that of an alert not be told
+    #[command(
+        long_about = "\
+Has findings like that of an alert not be told until a time, at most a year away: of the same kind, file
+with the same bytes or peer, and program, in containers of the same repository. The daemon keeps it.",
+        after_help = "\
+Example:
+  monitorctl exception add --from-alert 01KAZ3N0W5T1QG4XJX1D3B9V7E --until 2027-01-31T00:00:00Z --reason 'debugging, OPS-123'"
+    )]
+    Add {
+        /// Id of the alert, one of the newest 10,000
+        #[arg(long, value_name = "ID")]
+        from_alert: String,
+        /// When it ends, RFC 3339; at most a year from now
+        #[arg(long, value_name = "T", value_parser = read_time)]
+        until: Timestamp,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+
+    /// Takes away an exception that was added so
+    Remove {
+        /// Its id, as `exception list` shows it
+        #[arg(value_name = "ID")]
+        id: String,
+    },
 }
 
 /// What to do with the audit log.

@@ -2,10 +2,9 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use monitor_api::{MESSAGE_BYTES_MAX, v1::monitor_client::MonitorClient};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
-use super::{Client, Failure, args::Tls};
+use super::{Failure, args::Tls};
 use crate::api::Address;
 
 /// Longest time to connect, TLS included.
@@ -16,7 +15,7 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 ///
 /// A file for TLS is missing or cannot be read, or nobody answers there whom the files trust.
-pub(super) async fn connect(address: &Address, tls: &Tls) -> Result<Client, Failure> {
+pub(super) async fn connect(address: &Address, tls: &Tls) -> Result<Channel, Failure> {
     let mut endpoint = Endpoint::from_shared(address.to_string())
         .map_err(|error| Failure::Usage(format!("address {address}: {error}")))?
         .connect_timeout(CONNECT_TIME_MAX);
@@ -25,11 +24,8 @@ pub(super) async fn connect(address: &Address, tls: &Tls) -> Result<Client, Fail
             .tls_config(config(tls)?)
             .map_err(|error| Failure::Usage(format!("the files for TLS: {error}")))?;
     }
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| Failure::connect(address, &error))?;
-    Ok(MonitorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    let connected = endpoint.connect().await;
+    connected.map_err(|error| Failure::connect(address, &error))
 }
 
 fn config(tls: &Tls) -> Result<ClientTlsConfig, Failure> {

@@ -8,9 +8,13 @@ mod attest;
 mod audit;
 mod connect;
 mod coverage;
+mod exception;
 mod failure;
 mod inventory;
 mod output;
+mod policy;
+mod profile;
+mod record;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -18,13 +22,16 @@ mod verify;
 
 use std::{io::Write, time::Duration};
 
-use monitor_api::v1::{CoverageRequest, StatusRequest, monitor_client::MonitorClient};
+use monitor_api::{
+    MESSAGE_BYTES_MAX,
+    v1::{CoverageRequest, StatusRequest, monitor_client::MonitorClient},
+};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use crate::alerts::build::timestamp;
 pub use args::{Arguments, Format};
-use args::{AuditCommand, Command, ContainerCommand, ImageCommand};
+use args::{AuditCommand, Command, ContainerCommand, ImageCommand, PolicyCommand};
 pub use failure::Failure;
 pub use output::{Output, Terminal};
 
@@ -50,8 +57,24 @@ pub async fn run(
         ));
     }
     let mut output = Output::new(writer, arguments.output, terminal);
-    let mut client = connect::connect(&arguments.address, &arguments.tls).await?;
+    if let Command::Profile(command) = &arguments.command
+        && profile::is_offline(command)
+    {
+        return profile::run(None, command.clone(), &mut output).await;
+    }
+    if let Command::Policy(PolicyCommand::Test { file, events }) = &arguments.command {
+        return policy::test(file, events, &mut output);
+    }
+    let channel = connect::connect(&arguments.address, &arguments.tls).await?;
+    let mut client =
+        MonitorClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     match arguments.command {
+        Command::Profile(command) => profile::run(Some(channel), command, &mut output).await,
+        Command::Policy(_) => answered(policy::list(channel, &mut output)).await,
+        Command::Exception(command) => {
+            answered(exception::run(channel, command, &mut output)).await
+        }
+        Command::Record { seconds } => record::run(channel, seconds, &mut output).await,
         Command::Alerts(options) => alerts::run(&mut client, &options, &mut output).await,
         Command::Status => answered(status::run(&mut client, &mut output)).await,
         Command::Containers | Command::Container(ContainerCommand::List) => {

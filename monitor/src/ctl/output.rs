@@ -56,6 +56,14 @@ impl<'a> Output<'a> {
         self.writer.flush()
     }
 
+    /// A text of several lines, each made [`safe`].
+    pub(super) fn text(&mut self, text: &str) -> io::Result<()> {
+        for line in text.lines() {
+            writeln!(self.writer, "{}", safe(line))?;
+        }
+        self.writer.flush()
+    }
+
     /// A line made of `cells`, cut at the terminal's width and flushed. Cells must be [`safe`].
     pub(super) fn line_that_fits(&mut self, cells: &[Cell<'_>]) -> io::Result<()> {
         let width = self.terminal.and_then(|terminal| terminal.width);

@@ -114,6 +114,26 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         }
         facts.push(("registry", fact));
     }
+    if let Some(behaviour) = &status.behaviour {
+        let states = ["learning", "frozen"];
+        let states = states.map(|state| {
+            let count = behaviour.profiles.get(state).copied().unwrap_or(0);
+            format!("{count} {state}")
+        });
+        let deviations = behaviour.deviations;
+        let fact = format!("{}, {deviations} deviations", states.join(", "));
+        facts.push(("profiles", fact));
+    }
+    if let Some(policies) = &status.policies {
+        let mut fact = format!(
+            "{} rules, {} exceptions, {} findings excepted",
+            policies.rules, policies.exceptions, policies.excepted
+        );
+        if !policies.error.is_empty() {
+            fact = format!("{fact}; refused: {}", policies.error);
+        }
+        facts.push(("policies", fact));
+    }
     if let Some(coverage) = &status.coverage {
         facts.push(("gaps", coverage.gaps.to_string()));
         if let Some(check) = &coverage.self_check {

@@ -98,6 +98,36 @@ async fn alerts_start_and_end_where_they_should() {
 }
 
 #[tokio::test]
+async fn policies_and_exceptions_are_told_safely() {
+    let fixture = Fixture::new();
+    append(&fixture, Severity::High);
+    let rules = printed(&fixture, &["policy", "list"]).await;
+    assert!(rules.contains("default.shell"), "{rules}");
+    let exceptions = printed(&fixture, &["exception", "list"]).await;
+    assert!(exceptions.contains("exceptions.a"), "{exceptions}");
+    assert!(exceptions.lines().all(|line| !line.contains(is_unsafe)));
+    let refused = async |line: &[&str], expect: &str| {
+        let (_, result) = ran(&fixture, None, line).await;
+        let failure = result.unwrap_err();
+        assert_eq!(failure.exit_status(), 1, "{line:?}");
+        assert!(failure.to_string().contains(expect), "{failure}");
+    };
+    refused(&["exception", "remove", "a.b"], "no exception \"a.b\"").await;
+    let add = |id| {
+        let line = "exception add --until 2027-01-01T00:00:00Z --reason r --from-alert";
+        [line.split(' ').collect::<Vec<_>>(), vec![id]].concat()
+    };
+    refused(&add("x"), "no alert \"x\"").await;
+    fixture.log.append(Alert {
+        id: "01J".to_owned(),
+        ..Alert::default()
+    });
+    let made = printed(&fixture, &add("01J")).await;
+    assert!(made.contains("exceptions.b"), "{made}");
+    refused(&["policy", "test", "/no/such", "--events", "-"], "/no/such").await;
+}
+
+#[tokio::test]
 async fn alerts_are_findings_of_ocsf_if_asked_for() {
     let fixture = Fixture::new();
     append(&fixture, Severity::High);
@@ -284,7 +314,7 @@ fn a_wrong_command_line_is_told_in_one_line() {
         &["container", "coverage", "web", "--to", "noon"],
         "\"noon\" is no time",
     );
-    check(&["profile", "list"], "unrecognized subcommand 'profile'");
+    check(&["rollback", "plan"], "unrecognized subcommand 'rollback'");
     check(&["alerts", "--since", "x"], "--since");
     check(&["alerts", "--limit", "0"], "--limit");
     check(&["status", "-o", "yaml"], "table, json");

@@ -10,6 +10,7 @@ pub mod open;
 pub mod participant;
 pub mod role;
 pub mod script;
+pub mod unexpected;
 
 use std::sync::Arc;
 
@@ -102,6 +103,19 @@ pub enum Severity {
     High,
     /// Act now.
     Critical,
+}
+
+impl Severity {
+    /// Its name in alerts and in policies.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Critical => "critical",
+        }
+    }
 }
 
 /// The verdict on a file (design, promise 2).

@@ -199,27 +199,32 @@ pub fn judge(
             sensitive.what
         ),
         process: Some(process),
-        file: Some(FileFinding {
-            path: used.file.path.clone(),
-            path_truncated: used.file.path_truncated,
-            verdict: if !is_in_root(used, task) {
-                FileVerdict::Volume
-            } else if used.file.facts.lower_version().is_some() {
-                FileVerdict::Image
-            } else {
-                FileVerdict::Unverifiable
-            },
-            layer: None,
-            expected: None,
-            seen: None,
-            hash_state: HashState::NotRead,
-            same_bytes_as: None,
-        }),
+        file: Some(file_of(used, is_in_root(used, task))),
         connection: None,
         details: None,
         hook: Some(hook),
         rule: None,
     })
+}
+
+/// What is said of a file that was opened, whose bytes nobody compared.
+pub(super) fn file_of(used: &FileUse, is_in_root: bool) -> FileFinding {
+    FileFinding {
+        path: used.file.path.clone(),
+        path_truncated: used.file.path_truncated,
+        verdict: if !is_in_root {
+            FileVerdict::Volume
+        } else if used.file.facts.lower_version().is_some() {
+            FileVerdict::Image
+        } else {
+            FileVerdict::Unverifiable
+        },
+        layer: None,
+        expected: None,
+        seen: None,
+        hash_state: HashState::NotRead,
+        same_bytes_as: None,
+    }
 }
 
 #[cfg(test)]

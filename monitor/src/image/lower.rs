@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File, Metadata as Stat, OpenOptions},
-    io,
+    io::{self, Read as _},
     os::unix::{
         ffi::{OsStrExt as _, OsStringExt as _},
         fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
@@ -17,6 +17,7 @@ use nix::sys::stat::{major, minor};
 
 use super::{
     capability::{self, FileCapability},
+    contents::Contents,
     layer::{BuildError, ENTRIES_MAX, Entry, EntryKind, Layer, LayerBuilder, Metadata},
 };
 use crate::digest::{Digest, Sha256};
@@ -115,20 +116,41 @@ pub(super) fn read_directory(directory: &Path, diff_id: Digest) -> Result<Layer,
 
 /// Hashes a file of an unpacked layer, if it still has the length it had when the layer was read.
 pub(super) fn hash(directory: &Path, path: &[u8], size: u64) -> Option<Sha256> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(below(directory, path))
-        .ok()?;
-    let is_same = |file: &File| {
-        file.metadata()
-            .is_ok_and(|stat| stat.is_file() && stat.len() == size)
-    };
+    let file = open(directory, path)?;
+    let is_same = |file: &File| file.metadata().is_ok_and(|stat| stat.len() == size);
     if !is_same(&file) {
         return None;
     }
     let sha256 = Sha256::of_file(&file, FILE_BYTES_MAX).ok()?;
     is_same(&file).then_some(sha256)
+}
+
+/// The first `max` bytes of a file of an image, from the topmost layer that has it; the layers were
+/// unpacked into `directories`, given from bottom to top.
+pub fn read_file(
+    contents: &Contents,
+    directories: &[PathBuf],
+    path: &[u8],
+    max: usize,
+) -> Option<Vec<u8>> {
+    let path = path.strip_prefix(b"/").unwrap_or(path);
+    let layers = contents.layers().iter().zip(directories).rev();
+    let mut holding = layers.filter(|(layer, _)| layer.get(path).is_some());
+    let (_, directory) = holding.next()?;
+    let file = open(directory, path)?;
+    let mut bytes = Vec::new();
+    let max = u64::try_from(max).unwrap_or(u64::MAX);
+    file.take(max).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+fn open(directory: &Path, path: &[u8]) -> Option<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(below(directory, path))
+        .ok()?;
+    file.metadata().ok()?.is_file().then_some(file)
 }
 
 fn within(directory: &Path, path: &[u8]) -> Result<Vec<Vec<u8>>, LowerError> {

@@ -1,8 +1,8 @@
 //! Manifests, indexes and configs: parsing with bounds, and the arithmetic of digests.
 
-use std::env::consts;
+use std::{collections::BTreeMap, env::consts};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use crate::digest::{Digest, DigestError, Sha256};
 
@@ -63,7 +63,7 @@ pub enum Document {
 }
 
 /// An image config: what the layers hold unpacked, and what runs by default.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// Architecture, in Go's spelling.
     pub architecture: String,
@@ -81,6 +81,12 @@ pub struct Config {
     pub user: String,
     /// `WorkingDir`; empty for the root directory.
     pub working_dir: String,
+    /// Names in `ExposedPorts`, as `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// Paths in `Volumes`.
+    pub volumes: Vec<String>,
+    /// `Healthcheck.Test` of Docker: `CMD` or `CMD-SHELL` and what follows; empty if there is none.
+    pub healthcheck: Vec<String>,
 }
 
 /// A manifest, an index or a config cannot be used.
@@ -145,7 +151,7 @@ struct RawDocument {
     layers: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<RawDescriptor>>,
     // Docker schema 1; present in no document that is read here.
-    fs_layers: Option<serde::de::IgnoredAny>,
+    fs_layers: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -186,6 +192,15 @@ struct RawRun {
     env: Option<Vec<String>>,
     user: Option<String>,
     working_dir: Option<String>,
+    exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
+    volumes: Option<BTreeMap<String, IgnoredAny>>,
+    healthcheck: Option<RawHealthcheck>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawHealthcheck {
+    test: Option<Vec<String>>,
 }
 
 /// Reads a manifest or an index. The caller has checked the digest of `bytes`.
@@ -245,7 +260,14 @@ pub fn parse_config(bytes: &[u8]) -> Result<Config, ManifestError> {
         env: run.env.unwrap_or_default(),
         user: run.user.unwrap_or_default(),
         working_dir: run.working_dir.unwrap_or_default(),
+        exposed_ports: keys(run.exposed_ports),
+        volumes: keys(run.volumes),
+        healthcheck: run.healthcheck.and_then(|it| it.test).unwrap_or_default(),
     })
+}
+
+fn keys(named: Option<BTreeMap<String, IgnoredAny>>) -> Vec<String> {
+    named.unwrap_or_default().into_keys().collect()
 }
 
 /// The name that containerd gives to the snapshot of these layers stacked bottom to top (OCI image

@@ -148,6 +148,8 @@ impl Sensor {
             generation: facts.generation,
             seen_device: facts.device,
             access: flag(access.read, OPEN_READ) | flag(access.write, OPEN_WRITE),
+            name_hash: facts.name_hash,
+            reserved: 0,
         });
         self.maps.opens.insert(key, 1, 0).map_err(io::Error::other)
     }
@@ -162,15 +164,12 @@ impl Sensor {
 
     /// Has the kernel side tell of every peer again.
     pub fn forget_peers(&mut self) -> io::Result<()> {
-        let known: Result<Vec<KernelPeer>, MapError> = self.maps.peers.keys().collect();
-        for peer in known.map_err(io::Error::other)? {
-            match self.maps.peers.remove(&peer) {
-                // The map evicts by itself.
-                Err(MapError::KeyNotFound) | Ok(()) => {}
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        }
-        Ok(())
+        remove_all(&mut self.maps.peers)
+    }
+
+    /// Has the kernel side tell of every open again.
+    pub fn forget_opens(&mut self) -> io::Result<()> {
+        remove_all(&mut self.maps.opens)
     }
 
     /// Makes the kernel side ask again.
@@ -220,6 +219,19 @@ impl Sensor {
 
 fn opened<M: TryFrom<Map, Error = MapError>>(map: Map) -> Result<M, SensorError> {
     M::try_from(map).map_err(|error| SensorError::Load(chain(&error)))
+}
+
+fn remove_all<K: aya::Pod, V: aya::Pod>(map: &mut KernelHashMap<MapData, K, V>) -> io::Result<()> {
+    // First all keys: the kernel begins anew when the one is gone after which it was asked.
+    let keys: Result<Vec<K>, MapError> = map.keys().collect();
+    for key in keys.map_err(io::Error::other)? {
+        match map.remove(&key) {
+            // The map evicts by itself.
+            Err(MapError::KeyNotFound) | Ok(()) => {}
+            Err(error) => return Err(io::Error::other(error)),
+        }
+    }
+    Ok(())
 }
 
 fn clear<K: aya::Pod, V: aya::Pod>(map: &mut KernelHashMap<MapData, K, V>) {

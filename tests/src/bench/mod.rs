@@ -6,6 +6,7 @@ mod flood;
 mod image;
 mod latency;
 mod opens;
+mod profile;
 mod start;
 mod stream;
 mod tracer;
@@ -15,7 +16,7 @@ use anyhow::{Result, bail};
 pub(crate) use figures::quantile;
 
 /// Measures one, and prints its figures: `opens`, `latency`, `image`, `start`, `stream`,
-/// `consumers` or `flood`.
+/// `consumers`, `flood` or `profile`.
 ///
 /// # Errors
 ///
@@ -29,6 +30,7 @@ pub fn run(name: &str) -> Result<()> {
         "stream" => stream::run(),
         "consumers" => consumers::run(),
         "flood" => flood::run(),
+        "profile" => profile::run(),
         _ => bail!("there are no figures of that name"),
     }
 }

@@ -44,6 +44,7 @@ pub(in crate::alerts) fn finding() -> Finding {
                 namespace: "shop".to_owned(),
                 name: "web-1".to_owned(),
                 uid: "u1".to_owned(),
+                labels: Arc::default(),
             }),
             image_problem: None,
             created_unix_ns: 0,

@@ -28,7 +28,7 @@ pub use self::change::{
 };
 use self::graveyard::Graveyard;
 use super::{
-    Container, Identity, ImageProblem,
+    Container, ContainerKind, Identity, ImageProblem,
     cgroup::{self, Found, Paths},
     facts::Facts,
 };
@@ -323,6 +323,29 @@ impl Inventory {
         self.take_effects()
     }
 
+    /// Has the containers of a pod know its labels, which its sandbox has.
+    fn share_labels(&mut self, container: &mut Container) {
+        let is_sandbox = container.kind == ContainerKind::Sandbox;
+        let Some(pod) = &mut container.pod else {
+            return;
+        };
+        let others = self.live.values_mut().map(|entry| &mut entry.container);
+        let mut others = others.filter(|other| {
+            let own = other.pod.as_ref().map(|own| &own.uid);
+            own == Some(&pod.uid) && (other.kind == ContainerKind::Sandbox) != is_sandbox
+        });
+        if !is_sandbox {
+            let labels = others.next().and_then(|sandbox| sandbox.pod.as_ref());
+            pod.labels = labels.map(|it| Arc::clone(&it.labels)).unwrap_or_default();
+            return;
+        }
+        for other in others {
+            if let Some(own) = &mut Arc::make_mut(other).pod {
+                own.labels = Arc::clone(&pod.labels);
+            }
+        }
+    }
+
     fn add(&mut self, facts: Facts) {
         let key = Key::of(&facts.container);
         if let Some(serial) = self.serials.get(&key).copied()
@@ -340,7 +363,9 @@ impl Inventory {
         }
         let serial = self.next_serial;
         self.next_serial += 1;
-        let container = Arc::new(facts.container);
+        let mut container = facts.container;
+        self.share_labels(&mut container);
+        let container = Arc::new(container);
         if let Some(path) = &facts.cgroup_path {
             self.paths.insert(path, serial);
         }

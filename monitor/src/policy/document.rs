@@ -1,0 +1,312 @@
+//! Policies as people write them: YAML, checked as a whole.
+
+use std::collections::{BTreeMap, HashSet};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::detect::{Kind, Severity};
+
+/// Version of the form.
+pub const API_VERSION: &str = "monitor.v1";
+/// Kind of document.
+pub const KIND: &str = "Policy";
+
+/// Bytes of a document; a longer one is refused.
+pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
+/// Rules of one document; more are refused.
+pub const RULES_MAX: usize = 256;
+/// Exceptions of one document; more are refused.
+pub const EXCEPTIONS_MAX: usize = 1024;
+/// Bytes of a name.
+const NAME_BYTES_MAX: usize = 63;
+/// Bytes of any other text.
+const TEXT_BYTES_MAX: usize = 1024;
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Document {
+    /// [`API_VERSION`].
+    pub api_version: String,
+    /// [`KIND`].
+    pub kind: String,
+    /// Its name, which ids of its rules begin with.
+    pub name: String,
+    /// What adds findings, or changes their severity.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// What is not to be told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exceptions: Vec<Exception>,
+}
+
+/// Adds a finding, or changes the severity of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rule {
+    /// Its name in the policy.
+    pub name: String,
+    /// What it looks at.
+    pub on: On,
+    /// Which containers it is for; all, if left out.
+    #[serde(default, skip_serializing_if = "Selector::is_empty")]
+    pub selector: Selector,
+    /// A condition in CEL; always, if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// How severe it is: of the finding that is added, or that is changed.
+    pub severity: SeverityName,
+    /// What a finding that is added says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What a rule looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum On {
+    /// The execution of a program of the image: adds `exec_unexpected`.
+    Exec,
+    /// The opening of a file: adds `open_sensitive`.
+    Open,
+    /// A peer that is reached for: adds `connect_sensitive`.
+    Connect,
+    /// A finding, of whatever kind: changes its severity.
+    Finding,
+}
+
+impl On {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exec => "exec",
+            Self::Open => "open",
+            Self::Connect => "connect",
+            Self::Finding => "finding",
+        }
+    }
+}
+
+impl On {
+    /// The kind of finding that rules add; `None` of findings, which they only change.
+    pub fn adds(self) -> Option<Kind> {
+        match self {
+            Self::Exec => Some(Kind::ExecUnexpected),
+            Self::Open => Some(Kind::OpenSensitive),
+            Self::Connect => Some(Kind::ConnectSensitive),
+            Self::Finding => None,
+        }
+    }
+}
+
+/// How severe, as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeverityName {
+    /// See [`Severity`], as with the others.
+    Info,
+    /// Likewise.
+    Low,
+    /// Likewise.
+    Medium,
+    /// Likewise.
+    High,
+    /// Likewise.
+    Critical,
+}
+
+impl SeverityName {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+impl From<SeverityName> for Severity {
+    fn from(name: SeverityName) -> Self {
+        match name {
+            SeverityName::Info => Self::Info,
+            SeverityName::Low => Self::Low,
+            SeverityName::Medium => Self::Medium,
+            SeverityName::High => Self::High,
+            SeverityName::Critical => Self::Critical,
+        }
+    }
+}
+
+/// A finding that is not to be told, for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Exception {
+    /// Its name.
+    pub name: String,
+    /// Who answers for it.
+    pub owner: String,
+    /// Why.
+    pub reason: String,
+    /// Until when it holds.
+    pub until: Timestamp,
+    /// Which containers it is for; all, if left out.
+    #[serde(default, skip_serializing_if = "Selector::is_empty")]
+    pub selector: Selector,
+    /// Which findings, in CEL.
+    pub when: String,
+}
+
+/// Which containers; what is left out is anything. `*` stands for any number of characters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Selector {
+    /// The image's reference without tag and digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// Digest of the image's manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Kubernetes' namespace of the pod; without one, containerd's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The container's name; its id if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// Labels of the pod.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pod_labels: BTreeMap<String, String>,
+}
+
+impl Selector {
+    /// Whether it chooses every container.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A document is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DocumentError {
+    /// Too long.
+    #[error("it has {0} bytes; at most {DOCUMENT_BYTES_MAX} are read")]
+    TooLong(usize),
+    /// Not YAML of this form; the text names line and column.
+    #[error("{0}")]
+    Syntax(String),
+    /// A value that makes no sense.
+    #[error("{at}: {problem}")]
+    Value {
+        /// Where: `rules/NAME`.
+        at: String,
+        /// What is wrong, and what is allowed.
+        problem: String,
+    },
+}
+
+impl Document {
+    /// A policy without rules and exceptions.
+    pub fn new(name: &str) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            name: name.to_owned(),
+            rules: Vec::new(),
+            exceptions: Vec::new(),
+        }
+    }
+
+    /// Reads a document; conditions are checked by [`super::Policies::new`].
+    ///
+    /// # Errors
+    ///
+    /// See [`DocumentError`].
+    pub fn parse(text: &str) -> Result<Self, DocumentError> {
+        if text.len() > DOCUMENT_BYTES_MAX {
+            return Err(DocumentError::TooLong(text.len()));
+        }
+        let document: Self = serde_saphyr::from_str(text)
+            .map_err(|error| DocumentError::Syntax(error.to_string().trim_end().to_owned()))?;
+        document.check()?;
+        Ok(document)
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    ///
+    /// It holds what cannot be written.
+    pub fn to_yaml(&self) -> Result<String, String> {
+        serde_saphyr::to_string(self).map_err(|error| error.to_string())
+    }
+
+    fn check(&self) -> Result<(), DocumentError> {
+        let refused = |at: String, problem: String| Err(DocumentError::Value { at, problem });
+        if self.api_version != API_VERSION || self.kind != KIND {
+            let problem = format!("give apiVersion: {API_VERSION} and kind: {KIND}");
+            return refused("apiVersion".to_owned(), problem);
+        }
+        name("name", &self.name)?;
+        let (rules, exceptions) = (self.rules.len(), self.exceptions.len());
+        if rules > RULES_MAX || exceptions > EXCEPTIONS_MAX {
+            let problem = format!("at most {RULES_MAX} and {EXCEPTIONS_MAX}");
+            return refused(format!("{rules} rules, {exceptions} exceptions"), problem);
+        }
+        let mut names = HashSet::new();
+        for rule in &self.rules {
+            let at = format!("rules/{}", rule.name);
+            name(&at, &rule.name)?;
+            if !names.insert(&rule.name) {
+                return refused(at, "another rule has the name".to_owned());
+            }
+            match (rule.on, &rule.message) {
+                (On::Finding, Some(_)) => {
+                    let problem = "a finding keeps its own message; leave message out";
+                    return refused(at, problem.to_owned());
+                }
+                (On::Exec | On::Open | On::Connect, None) => {
+                    return refused(at, "give the message of what is found".to_owned());
+                }
+                (_, Some(message)) => text(&at, "message", message)?,
+                (On::Finding, None) => {}
+            }
+        }
+        for exception in &self.exceptions {
+            let at = format!("exceptions/{}", exception.name);
+            name(&at, &exception.name)?;
+            if !names.insert(&exception.name) {
+                return refused(at, "another rule or exception has the name".to_owned());
+            }
+            text(&at, "owner", &exception.owner)?;
+            text(&at, "reason", &exception.reason)?;
+        }
+        Ok(())
+    }
+}
+
+/// Names are parts of ids of rules.
+fn name(at: &str, name: &str) -> Result<(), DocumentError> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_allowed) {
+        return Ok(());
+    }
+    Err(DocumentError::Value {
+        at: at.to_owned(),
+        problem: format!(
+            "a name has 1 to {NAME_BYTES_MAX} letters, digits, `-` and `_`, not {name:?}"
+        ),
+    })
+}
+
+fn text(at: &str, key: &str, text: &str) -> Result<(), DocumentError> {
+    if (1..=TEXT_BYTES_MAX).contains(&text.trim().len()) {
+        return Ok(());
+    }
+    Err(DocumentError::Value {
+        at: at.to_owned(),
+        problem: format!("{key} has 1 to {TEXT_BYTES_MAX} bytes"),
+    })
+}
