@@ -18,7 +18,7 @@ use tests::{
 };
 
 const SLOW: &str = "example.invalid/slow:1";
-const LARGE_BYTES: usize = 32 << 20;
+const LARGE_BYTES: usize = 128 << 20;
 const STAYS: &str = "stays";
 
 fn large() -> Vec<u8> {

@@ -208,6 +208,9 @@ fn learn(world: &World, program: &Program) -> Result<String> {
 
 /// A person, or whoever got in, does what the program never does.
 fn attack(world: &World, program: &Program, id: &str) -> Result<()> {
+    if program.name == "python" {
+        return attack_within(world, id);
+    }
     let put_in = |words: &[&str]| {
         let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
         move || {
@@ -247,9 +250,6 @@ fn attack(world: &World, program: &Program, id: &str) -> Result<()> {
         elsewhere,
         is_kind("connect_unexpected"),
     )?;
-    if program.name == "python" {
-        attack_within(world, id)?;
-    }
     Ok(())
 }
 
@@ -522,4 +522,62 @@ fn profiles_are_kept_exported_and_put_in_force() -> Result<()> {
     world.settle()?;
     ensure!(told_after(&world, "first", cursor).is_empty());
     containerd.delete("first")
+}
+
+/// Opens so many files and sends to so many addresses, each under a name or an address of its own.
+const EVERYTHING: &str = "
+import os, socket, sys
+files, peers, word = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+def name(number):
+    letters = ''
+    while number:
+        number, digit = divmod(number, 26)
+        letters += chr(97 + digit)
+    return word + letters
+for number in range(files):
+    folder = '/tmp/' + name(number % 997)
+    os.makedirs(folder, exist_ok=True)
+    path = folder + '/' + name(number)
+    open(path, 'w').close()
+    os.unlink(path)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in range(peers):
+    address = number * 2654435761 % (1 << 24)
+    udp.sendto(b'x', ('127.%d.%d.%d' % (address >> 16, address >> 8 & 255, address & 255 or 1), 9))
+";
+/// What a process may make the daemon grow by.
+const GROWTH_BYTES_MAX: u64 = 8 << 20;
+
+#[test]
+fn who_opens_and_reaches_for_everything_makes_nothing_grow() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf, DebianLayers);
+    let world = World::start_configured(BY_HAND, |_| Ok(()))?;
+    let containerd = &world.containerd;
+    let reference = PYTHON.import(containerd)?;
+    let (files, peers) = match env::var_os(LOAD_SECONDS) {
+        Some(_) => ("1000000", "100000"),
+        None => ("60000", "20000"),
+    };
+    let flood = |id: &str, files: &str, peers: &str, word: &str| {
+        // In place of its entrypoint, as its own.
+        let arguments = ["python3", "-c", EVERYTHING, files, peers, word];
+        containerd.run_ok(&Run::new(&reference, id).arguments(arguments))?;
+        world.daemon.wait_nothing_waiting()?;
+        let status = world.daemon.status()?;
+        let resident = status.pointer("/memory_resident_bytes");
+        resident.and_then(Value::as_u64).context("no memory")
+    };
+    // What queues and buffers grow to under such a load.
+    let before = flood("first", "60000", "20000", "a")?;
+    let after = flood("second", files, peers, "b")?;
+    let listed = world.daemon.monitorctl(["profile", "list"])?;
+    println!("{files} files, {peers} peers: {before} bytes before, {after} after: {listed:?}");
+    ensure!(after < before + GROWTH_BYTES_MAX, "{before} {after}");
+    let exported = lines(&world, &["profile", "export", &reference])?.join("\n");
+    ensure!(
+        exported.len() < 1 << 20,
+        "a profile of {} bytes",
+        exported.len()
+    );
+    Ok(())
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use monitor_api::v1::{
-    AddExceptionRequest, AddExceptionResponse, Alert, ListPoliciesRequest, ListPoliciesResponse,
-    RecordRequest, RecordResponse, RemoveExceptionRequest, RemoveExceptionResponse,
-    policies_server::Policies,
+    AddExceptionRequest, AddExceptionResponse, Alert, GetAlertRequest, ListPoliciesRequest,
+    ListPoliciesResponse, RecordRequest, RecordResponse, RemoveExceptionRequest,
+    RemoveExceptionResponse, get_alert_request, policies_server::Policies,
 };
 use tokio::sync::{
     broadcast::{
@@ -22,7 +22,7 @@ use super::{
     PolicyCall, PolicyCallError,
     account::Account,
     caller::{Caller, Role},
-    guard,
+    guard, pages,
     server::stopped,
     service::{check_length, within},
 };
@@ -69,7 +69,7 @@ impl Policies for PolicyService {
         let until = request.until.as_ref();
         let until = until.and_then(|until| Timestamp::new(until.seconds, until.nanos).ok());
         let until = until.ok_or_else(|| Status::invalid_argument("until: give a time"))?;
-        let alert = self.alert(&request.alert_id)?;
+        let alert = self.alert(request.alert_id.clone()).await?;
         let detail = format!("until {until}: {}", request.reason);
         let object = format!("alert/{}", request.alert_id);
         let call = PolicyCall::AddException {
@@ -167,15 +167,13 @@ impl PolicyService {
     }
 
     /// The newest revision of an alert.
-    fn alert(&self, id: &str) -> Result<Alert, Status> {
-        let recent = self.account.log.recent();
-        let found = recent.iter().rev().find(|alert| alert.id == id);
-        found.map(|alert| Alert::clone(alert)).ok_or_else(|| {
-            Status::not_found(format!(
-                "no alert {id:?} is among the newest {} that the daemon has in memory; `monitorctl alerts` shows ids with -o json",
-                recent.len()
-            ))
-        })
+    async fn alert(&self, id: String) -> Result<Alert, Status> {
+        let request = GetAlertRequest {
+            alert: Some(get_alert_request::Alert::Id(id)),
+        };
+        let found = pages::get(&self.account.log, &request).await?;
+        let missing = || Status::not_found("no such alert is kept");
+        found.alert.ok_or_else(missing)
     }
 
     /// Carries out a call that changes something, with its records in the audit log.

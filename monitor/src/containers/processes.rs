@@ -162,7 +162,12 @@ impl Processes {
         let program = Arc::new(Program::of(exec));
         // Before, it is the runtime that executes itself.
         let is_inside = process.mount_namespace != host_mount_namespace;
-        if entry.entered == Some(entry.id) && entry.command.is_none() && is_inside {
+        // Of who comes from nowhere it is not known whether it was put in.
+        let is_first = match entry.entered {
+            Some(entered) => entered == entry.id,
+            None => entry.parent.is_none(),
+        };
+        if is_first && entry.command.is_none() && is_inside {
             entry.command = Some(Arc::clone(&program));
         }
         entry.program = Some(program);

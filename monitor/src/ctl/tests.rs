@@ -117,12 +117,14 @@ async fn policies_and_exceptions_are_told_safely() {
         let line = "exception add --until 2027-01-01T00:00:00Z --reason r --from-alert";
         [line.split(' ').collect::<Vec<_>>(), vec![id]].concat()
     };
-    refused(&add("x"), "no alert \"x\"").await;
+    let id = "01KAZ3N0W5T1QG4XJX1D3B9V7E";
+    refused(&add("x"), "no ULID").await;
+    refused(&add(id), "no such alert").await;
     fixture.log.append(Alert {
-        id: "01J".to_owned(),
+        id: id.to_owned(),
         ..Alert::default()
     });
-    let made = printed(&fixture, &add("01J")).await;
+    let made = printed(&fixture, &add(id)).await;
     assert!(made.contains("exceptions.b"), "{made}");
     refused(&["policy", "test", "/no/such", "--events", "-"], "/no/such").await;
 }

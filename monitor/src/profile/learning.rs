@@ -228,6 +228,13 @@ impl Profile {
         !matches!(self.compare(doer, &item), Weighed::Deviation(_))
     }
 
+    /// Whether it is certain that a container of the image does this by itself: `act` is of its own.
+    pub fn expects_as_own(&self, act: &Act<'_>) -> bool {
+        let (mut shape, mut command) = (String::new(), String::new());
+        let doer = doer(act, &mut command);
+        self.base.allows(doer, &item(&act.what, &mut shape))
+    }
+
     /// Compares an act with the profile, and learns it.
     pub fn weigh(&mut self, container: ContainerNumber, act: &Act<'_>, now: Timestamp) -> Weighed {
         let mut shape = mem::take(&mut self.shape);

@@ -285,6 +285,13 @@ impl Profiles {
         let command = command(activity.origin, activity.command)?;
         let mut name = Vec::new();
         let what = what(activity, is_excepted, parent, &mut name)?;
+        let own = profile::Act {
+            command: None,
+            what,
+        };
+        // Who comes from nowhere may be the container's own as well.
+        let is_own = activity.origin == Origin::Unknown && entry.profile.expects_as_own(&own);
+        let command = command.filter(|_| !is_own);
         match entry
             .profile
             .weigh(number, &profile::Act { command, what }, now)
@@ -305,10 +312,17 @@ impl Profiles {
     }
 
     /// Whether a profile has nothing against it, or says nothing yet.
-    fn expects(&self, container: &Container, act: &profile::Act<'_>) -> bool {
+    fn expects(&self, container: &Container, origin: Origin, act: &profile::Act<'_>) -> bool {
         let member = self.members.get(container);
         let entry = member.and_then(|member| self.entries.get(&member.manifest));
-        entry.is_none_or(|entry| entry.profile.expects(act))
+        let own = profile::Act {
+            command: None,
+            what: act.what,
+        };
+        entry.is_none_or(|entry| {
+            entry.profile.expects(act)
+                || (origin == Origin::Unknown && entry.profile.expects_as_own(&own))
+        })
     }
 
     /// A container has a finding that says that not all of it is its image's.
@@ -526,7 +540,7 @@ impl Owner {
             },
         };
         self.profile_follow(container);
-        if !self.state.profiles.expects(container, &act) {
+        if !self.state.profiles.expects(container, origin, &act) {
             program.set_unexpected();
         }
     }
@@ -617,11 +631,14 @@ fn is_of_content(finding: &Finding) -> bool {
 }
 
 /// What a process was put in for, `Some(None)` of the container's own. `None` of one that is put in and
-/// has not executed anything yet: that is the runtime.
+/// has not executed anything yet: that is the runtime. Of one that comes from nowhere, since its parent
+/// had ended already, what it would be put in for.
 fn command(origin: Origin, command: Option<&Program>) -> Option<Option<&[Vec<u8>]>> {
+    let command = command.map(|it| it.arguments.as_slice());
     match origin {
-        Origin::Init | Origin::Unknown => Some(None),
-        Origin::Exec => command.map(|it| Some(it.arguments.as_slice())),
+        Origin::Init => Some(None),
+        Origin::Unknown => Some(command),
+        Origin::Exec => command.map(Some),
     }
 }
 
