@@ -1,10 +1,11 @@
 //! Files: those that others write, read within a bound, and those that are kept.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// A file was not read.
@@ -36,19 +37,37 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
-/// Writes a file under another name and renames it, so that it is there whole or as it was.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    let options = options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
+/// What [`replace`] begins the names of files with that are not whole yet.
+const UNFINISHED: &str = ".";
+
+/// Makes a directory of files that [`replace`] writes, if there is none, and clears away what a crash
+/// left half written there.
+pub(crate) fn open_directory(directory: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            fs::remove_file(entry.path())?;
+        }
     }
+    Ok(())
+}
+
+/// Writes a file under another name and renames it, so that it is there whole or as it was; for its
+/// owner alone.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .tempfile_in(directory)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(directory)?.sync_all()
 }
 
 /// Files of a folder; further ones are not read, which is said.
@@ -79,9 +98,10 @@ type Version = (PathBuf, u64, u64, i64, i64);
 
 /// A folder of files that people keep, looked at now and then: a folder that a cluster mounts is
 /// exchanged as a whole, which no watch of its files notices.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Folder {
     directory: Option<PathBuf>,
+    looked: Instant,
     /// What its files were when they were last listed; `None` before.
     seen: Option<Vec<Version>>,
     has_failed: bool,
@@ -92,13 +112,19 @@ impl Folder {
     pub(crate) fn new(directory: Option<PathBuf>) -> Self {
         Self {
             directory,
-            ..Self::default()
+            looked: Instant::now(),
+            seen: None,
+            has_failed: false,
         }
     }
 
-    /// Whether there is a directory.
-    pub(crate) fn is_set(&self) -> bool {
-        self.directory.is_some()
+    /// The folder to be looked at, if there is one and that was `interval` ago or longer.
+    pub(crate) fn if_due(&mut self, interval: Duration) -> Option<Self> {
+        if self.directory.is_none() || self.looked.elapsed() < interval {
+            return None;
+        }
+        self.looked = Instant::now();
+        Some(self.clone())
     }
 
     /// Its files, if they are not what they were before. Blocks.

@@ -4,7 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -48,7 +48,6 @@ pub(super) struct State {
     in_force: Policies,
     settings: config::Policies,
     folder: Folder,
-    looked: Instant,
     /// When it was last looked whose time is over.
     ticked: Timestamp,
     /// What the folder holds.
@@ -100,7 +99,6 @@ impl State {
             in_force,
             settings,
             folder,
-            looked: Instant::now(),
             ticked: Timestamp::now(),
             documents,
             added,
@@ -270,10 +268,10 @@ impl Owner {
     ) -> Option<Option<(Severity, String)>> {
         let policies = &mut self.state.policies;
         let asked = Asked::of(container);
-        if policies.recording.receiver_count() > 0 {
-            policies.record(On::Finding, &asked, facts::of(On::Finding, alert, None));
-        }
         let facts = || facts::of(On::Finding, alert, None);
+        if policies.recording.receiver_count() > 0 {
+            policies.record(On::Finding, &asked, facts());
+        }
         match policies.in_force.fate(&asked, facts, Timestamp::now()) {
             Fate::Told => Some(None),
             Fate::Severity(severity, rule) => {
@@ -298,12 +296,14 @@ impl Owner {
             self.policies_changed();
         }
         let policies = &mut self.state.policies;
-        let is_due = is_asked || policies.looked.elapsed() >= FOLDER_INTERVAL;
-        if !is_due || !policies.folder.is_set() {
+        let interval = if is_asked {
+            Duration::ZERO
+        } else {
+            FOLDER_INTERVAL
+        };
+        let Some(mut folder) = policies.folder.if_due(interval) else {
             return;
-        }
-        policies.looked = Instant::now();
-        let mut folder = policies.folder.clone();
+        };
         self.state.in_flight.spawn_blocking(move || {
             let found = read(&mut folder);
             Done::Policies(Box::new((folder, found)))

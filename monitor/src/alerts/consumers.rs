@@ -6,8 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,6 +15,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
+
+use crate::files;
 
 /// Consumers whose acknowledgements are kept; one more is refused.
 pub const CONSUMERS_MAX: usize = 256;
@@ -215,12 +216,7 @@ fn read(path: &Path) -> io::Result<BTreeMap<String, Acknowledged>> {
 }
 
 fn write(path: &Path, acknowledged: &BTreeMap<String, Acknowledged>) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(&serde_json::to_vec(acknowledged)?)?;
-    file.as_file().sync_data()?;
-    file.persist(path)?;
-    File::open(directory)?.sync_all()
+    files::replace(path, &serde_json::to_vec(acknowledged)?)
 }
 
 #[cfg(test)]

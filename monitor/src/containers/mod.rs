@@ -209,13 +209,12 @@ impl Identity {
     }
 }
 
-/// A reference without tag and digest.
+/// A reference without tag and digest. A colon before a slash is that of a port.
 pub fn repository(reference: &str) -> &str {
     let name = reference.split('@').next().unwrap_or(reference);
-    let slash = name.rfind('/').map_or(0, |at| at + 1);
-    match name.get(slash..).and_then(|last| last.find(':')) {
-        Some(colon) => name.get(..slash + colon).unwrap_or(name),
-        None => name,
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
     }
 }
 

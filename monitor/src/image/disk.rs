@@ -2,9 +2,8 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, DirBuilder, File},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::DirBuilderExt as _,
+    fs::{self, File},
+    io::{self, Read as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -13,7 +12,7 @@ use super::{
     codec::{self, DecodeError, FILE_BYTES_MAX},
     layer::Layer,
 };
-use crate::digest::Digest;
+use crate::{digest::Digest, files};
 
 /// Bytes of all files. When they are more, those not used for the longest time are removed, save what
 /// is in use; a layer that is needed again is read from its blob.
@@ -40,16 +39,7 @@ pub(super) struct LayerFiles {
 impl LayerFiles {
     /// Makes the directory if there is none, and clears away what a crash left half written.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
-        for entry in fs::read_dir(directory)? {
-            let entry = entry?;
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                fs::remove_file(entry.path())?;
-            }
-        }
+        files::open_directory(directory)?;
         Ok(Self {
             directory: directory.to_owned(),
         })
@@ -87,14 +77,7 @@ impl LayerFiles {
 
     /// Keeps a layer: the file is there whole, or as it was before. Layers `in_use` make no room.
     pub(super) fn save(&self, layer: &Layer, in_use: &HashSet<Digest>) -> io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .prefix(".")
-            .tempfile_in(&self.directory)?;
-        file.write_all(&codec::encode(layer))?;
-        file.as_file().sync_all()?;
-        file.persist(self.path(&layer.diff_id()))
-            .map_err(|error| error.error)?;
-        File::open(&self.directory)?.sync_all()?;
+        files::replace(&self.path(&layer.diff_id()), &codec::encode(layer))?;
         self.trim(DIRECTORY_BYTES_MAX, in_use)
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use monitor_api::v1::status;
 
 use super::{Facts, IMAGES_MAX};
+use crate::containers;
 
 /// How a value may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -809,7 +810,10 @@ fn images(facts: &Facts) -> Vec<Sample> {
     let mut running: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for container in &facts.containers {
         if let (Some(_), Some(image)) = (container.pid, &container.image) {
-            let key = (repository(&image.reference), image.manifest_digest.as_str());
+            let key = (
+                containers::repository(&image.reference),
+                image.manifest_digest.as_str(),
+            );
             *running.entry(key).or_default() += 1;
         }
     }
@@ -824,13 +828,4 @@ fn images(facts: &Facts) -> Vec<Sample> {
         samples.push(labelled(["other", ""], rest));
     }
     samples
-}
-
-/// Of a reference without tag and digest. A colon before a slash is that of a port.
-fn repository(reference: &str) -> &str {
-    let name = reference.split('@').next().unwrap_or(reference);
-    match name.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => name,
-        _ => name,
-    }
 }

@@ -56,7 +56,7 @@ pub struct Rule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
     /// How severe it is: of the finding that is added, or that is changed.
-    pub severity: SeverityName,
+    pub severity: Severity,
     /// What a finding that is added says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -96,47 +96,6 @@ impl On {
             Self::Open => Some(Kind::OpenSensitive),
             Self::Connect => Some(Kind::ConnectSensitive),
             Self::Finding => None,
-        }
-    }
-}
-
-/// How severe, as it is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SeverityName {
-    /// See [`Severity`], as with the others.
-    Info,
-    /// Likewise.
-    Low,
-    /// Likewise.
-    Medium,
-    /// Likewise.
-    High,
-    /// Likewise.
-    Critical,
-}
-
-impl SeverityName {
-    /// As it is written.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Info => "info",
-            Self::Low => "low",
-            Self::Medium => "medium",
-            Self::High => "high",
-            Self::Critical => "critical",
-        }
-    }
-}
-
-impl From<SeverityName> for Severity {
-    fn from(name: SeverityName) -> Self {
-        match name {
-            SeverityName::Info => Self::Info,
-            SeverityName::Low => Self::Low,
-            SeverityName::Medium => Self::Medium,
-            SeverityName::High => Self::High,
-            SeverityName::Critical => Self::Critical,
         }
     }
 }

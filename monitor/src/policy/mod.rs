@@ -286,7 +286,7 @@ impl Policies {
             .filter_map(|rule| {
                 rule.holds(facts).then(|| Added {
                     rule: rule.id.clone(),
-                    severity: rule.written.severity.into(),
+                    severity: rule.written.severity,
                     message: rule.written.message.clone().unwrap_or_default(),
                 })
             })
@@ -305,7 +305,7 @@ impl Policies {
         }
         let mut rules = self.rules.iter_mut().filter(|it| is_regraded(it));
         let changed = rules.find_map(|it| {
-            let severity = it.written.severity.into();
+            let severity = it.written.severity;
             it.holds(&facts).then(|| (severity, it.id.clone()))
         });
         match changed {

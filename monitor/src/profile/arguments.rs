@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use monitor_api::bytes::escape;
 
+use super::pattern::last_of;
 use crate::digest::Sha256;
 
 /// Bytes of a shape, and of a command; what follows is [`VALUE`].
@@ -49,8 +50,11 @@ const INTERPRETERS: [(&[u8], Interpreter); 8] = [
 /// called; a name that is not its own comes first, in brackets.
 pub(super) fn shape(path: &[u8], arguments: &[Vec<u8>], shape: &mut String) {
     shape.clear();
-    let called = arguments.first().map(|name| base(name)).unwrap_or_default();
-    let own = base(path);
+    let called = arguments
+        .first()
+        .map(|name| last_of(name))
+        .unwrap_or_default();
+    let own = last_of(path);
     if !called.is_empty() && called != own {
         shape.push('[');
         shape.extend(called.iter().take(OPTION_BYTES_MAX).map(|byte| match byte {
@@ -76,7 +80,7 @@ pub(super) fn command(arguments: &[Vec<u8>], command: &mut String) {
         char => char,
     }));
     rest(
-        base(program),
+        last_of(program),
         arguments.get(1..).unwrap_or_default(),
         command,
     );
@@ -160,10 +164,6 @@ fn is_before_text(program: &[u8], option: &[u8]) -> bool {
         Some((_, Interpreter::Shell)) => letters.is_some_and(|letters| letters.contains(&b'c')),
         None => program.ends_with(b"sh") && letters.is_some_and(|letters| letters.contains(&b'c')),
     }
-}
-
-fn base(path: &[u8]) -> &[u8] {
-    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -96,6 +96,11 @@ pub(super) fn access_name(access: u8) -> &'static str {
     }
 }
 
+/// The last segment of a path.
+pub(super) fn last_of(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

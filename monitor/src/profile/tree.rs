@@ -11,10 +11,10 @@ mod path;
 
 use super::{
     generalise::{NAME_BYTES_MAX, stands_for},
-    pattern,
+    pattern::{self, last_of},
 };
 use node::Node;
-use path::{entry_name, is_secret, last_of, next, push, segments, split_top, top_name};
+use path::{entry_name, is_secret, next, push, segments, split_top, top_name};
 
 /// Entries of a directory that are told apart.
 pub(super) const SIBLINGS_MAX: usize = 32;

@@ -1,8 +1,10 @@
 //! The owner's part for behaviour profiles: which container has which, what they are told, and what is
 //! to be done when they change.
 
+mod acts;
 mod calls;
 mod members;
+mod owner;
 mod seeding;
 mod store;
 
@@ -16,27 +18,20 @@ use std::{
 use jiff::Timestamp;
 
 use self::{
+    acts::{command, what},
     members::Members,
     store::{Store, Stored},
 };
 pub(super) use self::{seeding::Seeded, store::Found};
-use super::{
-    owner::Owner,
-    state::{self, Done, Pending, creation},
-};
 use crate::{
-    activity::{Act, Activity},
+    activity::Activity,
     config,
-    containers::{
-        self, Container, ImageId,
-        processes::{Origin, Program},
-    },
-    detect::{FileVerdict, Finding, Kind, Severity, file, unexpected},
+    containers::{self, Container, ImageId, processes::Origin},
+    detect::{Finding, unexpected},
     digest::{Digest, Sha256},
     files::Folder,
     image::{contents::Contents, layer::EntryKind},
-    profile::{self, Document, Profile, Seed, State, Subject, Weighed, What},
-    sensor::{Sensor, event::Address},
+    profile::{self, Document, Profile, Seed, State, Subject, Weighed},
 };
 
 /// Profiles of a node. At the bound the one that no running container has for longest makes room; if
@@ -126,7 +121,6 @@ pub(super) struct Profiles {
     store: Store,
     folder: Folder,
     saved: Instant,
-    looked: Instant,
     /// When events were last lost.
     lost: Timestamp,
     pub(super) counts: Counts,
@@ -148,7 +142,6 @@ impl Profiles {
             },
             store,
             saved: Instant::now(),
-            looked: Instant::now(),
             lost: Timestamp::UNIX_EPOCH,
         };
         for (source, profile) in stored.profiles {
@@ -164,10 +157,11 @@ impl Profiles {
 
     /// Whether a container is one that a profile should know of and does not.
     fn is_unknown(&self, container: &Container) -> bool {
-        container.task.is_some()
+        // First what most of them are: this is asked with each event.
+        self.members.get(container).is_none()
+            && container.task.is_some()
             && container.identity.contents_of().is_some()
             && container.is_visible()
-            && self.members.get(container).is_none()
     }
 
     /// A container whose task had ended has another.
@@ -248,18 +242,18 @@ impl Profiles {
                 tracing::warn!(manifest = %image.manifest, reason, "a profile has no seed: the image's config cannot be read");
             }
         }
-        if let Some(before) = before
-            && !entry.profile.has_inherited()
-        {
+        if let Some(before) = before {
             let mut is_same = |path: &[u8], sha256| is_in(&contents, path, sha256);
             entry.profile.inherit(&before, &mut is_same);
         }
     }
 
-    /// The profile of the image before this one: of the same repository, and last in use.
+    /// The profile of the image before this one, of the same repository and last in use, unless that was
+    /// inherited already.
     fn before(&self, manifest: &Digest) -> Option<Document> {
-        let repository = &self.entries.get(manifest)?.profile.subject().repository;
-        if repository.is_empty() {
+        let profile = &self.entries.get(manifest)?.profile;
+        let repository = &profile.subject().repository;
+        if repository.is_empty() || profile.has_inherited() {
             return None;
         }
         let others = self.entries.iter().filter(|(other, entry)| {
@@ -445,249 +439,6 @@ impl Profiles {
             }
         }
     }
-}
-
-impl Owner {
-    /// Takes note of a container that runs, or did when what is judged now was done, once it is known
-    /// which image it has.
-    pub(super) fn profile_follow(&mut self, container: &Arc<Container>) {
-        if !self.state.profiles.is_unknown(container) {
-            return;
-        }
-        let mut live = self.inventory.containers();
-        let live = live.find(|(other, _)| creation(other) == creation(container));
-        let is_running = live.is_some_and(|(_, is_running)| is_running);
-        // An earlier daemon saw what it did.
-        let is_seen = self.sensor.as_ref().is_some_and(Sensor::is_reopened);
-        let was_running = !*self.ready.borrow() && !is_seen;
-        let now = Timestamp::now();
-        (self.state.profiles).follow(container, was_running, now);
-        if !is_running {
-            self.state.profiles.ended(container, now);
-        }
-    }
-
-    /// Takes note that a container's task has ended.
-    pub(super) fn profile_ended(&mut self, container: &Container) {
-        self.state.profiles.ended(container, Timestamp::now());
-    }
-
-    /// Takes note that a container is gone.
-    pub(super) fn profile_removed(&mut self, container: &Container) {
-        self.profile_ended(container);
-        self.state.profiles.members.remove(container);
-    }
-
-    /// Has the image of `container` asked what it says of itself, once.
-    pub(super) fn profile_seed(&mut self, container: &Arc<Container>, contents: &Arc<Contents>) {
-        let Some(image) = container.identity.contents_of() else {
-            return;
-        };
-        self.profile_follow(container);
-        let Some(entry) = self.state.profiles.entries.get_mut(&image.manifest) else {
-            return;
-        };
-        if std::mem::replace(&mut entry.is_seeded, true) || entry.profile.state() == State::Frozen {
-            return;
-        }
-        let read = seeding::read(
-            Arc::clone(&self.contents),
-            Arc::clone(container),
-            ImageId::clone(image),
-            Arc::clone(contents),
-        );
-        self.state
-            .in_flight
-            .spawn(async move { Done::Seeded(Box::new(read.await)) });
-    }
-
-    /// Takes in what an image says of itself.
-    pub(super) fn profile_seeded(&mut self, seeded: Seeded) {
-        self.state.profiles.seeded(seeded);
-    }
-
-    /// What the profile of the container's image has to say of what it did.
-    pub(super) fn profile_weigh(
-        &mut self,
-        activity: &Activity<'_>,
-        is_excepted: bool,
-    ) -> Option<Finding> {
-        self.profile_follow(activity.container);
-        let now = Timestamp::now();
-        self.state.profiles.weigh(activity, is_excepted, now)
-    }
-
-    /// Takes note of a program that the profile does not have, before its file is compared with the
-    /// image: what it opens comes sooner than that.
-    pub(super) fn foresee(&mut self, pending: &Pending, container: &Arc<Container>) {
-        let (state::What::Exec(exec), Some(program)) = (&pending.what, &pending.known.program)
-        else {
-            return;
-        };
-        let known = &pending.known;
-        let origin = known.origin(&exec.used.process, container);
-        let Some(command) = command(origin, known.command.as_deref()) else {
-            return;
-        };
-        let act = profile::Act {
-            command,
-            what: What::Exec {
-                path: file::path_in_image(&exec.used),
-                sha256: None,
-                parent: known.ancestors.first().map(Vec::as_slice),
-                arguments: &exec.arguments,
-                is_learnable: true,
-            },
-        };
-        self.profile_follow(container);
-        if !self.state.profiles.expects(container, origin, &act) {
-            program.set_unexpected();
-        }
-    }
-
-    /// Takes note that a finding was raised.
-    pub(super) fn profile_found(&mut self, finding: &Finding) {
-        if is_of_content(finding) {
-            (self.state.profiles).distrust(&finding.container, Timestamp::now());
-        }
-    }
-
-    /// Takes note that events were lost: of a container, or of anybody.
-    pub(super) fn profile_lost(&mut self, container: Option<&Container>, at: Timestamp) {
-        self.state.profiles.events_lost(container, at);
-    }
-
-    /// Freezes what is to be frozen, writes what was learned, and looks at the folder.
-    pub(super) fn profile_tick(&mut self) {
-        self.state.profiles.members.expire();
-        if self.state.profiles.tick(Timestamp::now()) {
-            self.weigh_again();
-        }
-        let profiles = &mut self.state.profiles;
-        let to_write = profiles.take_changed(false);
-        if !to_write.is_empty() {
-            let write = profiles.store.writer(&profiles.members);
-            (self.state.in_flight).spawn_blocking(move || Done::Written(write.write(&to_write)));
-        }
-        if profiles.looked.elapsed() >= FOLDER_INTERVAL && profiles.folder.is_set() {
-            profiles.looked = Instant::now();
-            let mut folder = profiles.folder.clone();
-            self.state.in_flight.spawn_blocking(move || {
-                let found = Found::read(&mut folder);
-                Done::Folder(Box::new((folder, found)))
-            });
-        }
-    }
-
-    /// Takes in what was found in the folder.
-    pub(super) fn profile_folder(&mut self, folder: Folder, found: Option<Found>) {
-        let has_changed = found.is_some();
-        self.state.profiles.folder = folder;
-        self.state.profiles.take_folder(found);
-        if has_changed {
-            self.weigh_again();
-        }
-    }
-
-    /// Takes in whether profiles could be written.
-    pub(super) fn profile_written(&mut self, failed: u64) {
-        self.state.profiles.counts.failed += failed;
-    }
-
-    /// Writes all that was learned. Blocks.
-    pub(super) fn profile_end(&mut self) {
-        let profiles = &mut self.state.profiles;
-        let to_write = profiles.take_changed(true);
-        let write = profiles.store.writer(&profiles.members);
-        write.write(&to_write);
-    }
-
-    /// Has the kernel side tell again of what was judged good: what it is judged by has changed.
-    pub(super) fn weigh_again(&mut self) {
-        let Some(sensor) = &mut self.sensor else {
-            return;
-        };
-        if let Err(error) = sensor.forget_opens().and_then(|()| sensor.forget_peers()) {
-            tracing::error!(%error, "cannot make the kernel side forget what was judged good; what a profile or policy no longer allows may not be told until monitord is started again");
-        }
-    }
-}
-
-/// Whether it says that not all of the container is the image's.
-fn is_of_content(finding: &Finding) -> bool {
-    match finding.kind {
-        Kind::ExecAdded
-        | Kind::ExecModified
-        | Kind::ExecMemory
-        | Kind::ScriptAdded
-        | Kind::ScriptModified
-        | Kind::CodeAdded
-        | Kind::CodeModified
-        | Kind::CodeMemory => true,
-        // Data of the image changes in many containers; code does not.
-        Kind::ImageFileModified => finding.severity >= Severity::High,
-        _ => false,
-    }
-}
-
-/// What a process was put in for, `Some(None)` of the container's own. `None` of one that is put in and
-/// has not executed anything yet: that is the runtime. Of one that comes from nowhere, since its parent
-/// had ended already, what it would be put in for.
-fn command(origin: Origin, command: Option<&Program>) -> Option<Option<&[Vec<u8>]>> {
-    let command = command.map(|it| it.arguments.as_slice());
-    match origin {
-        Origin::Init => Some(None),
-        Origin::Unknown => Some(command),
-        Origin::Exec => command.map(Some),
-    }
-}
-
-/// `name` is given room for that of an abstract socket.
-fn what<'a>(
-    activity: &Activity<'a>,
-    is_excepted: bool,
-    parent: Option<&'a [u8]>,
-    name: &'a mut Vec<u8>,
-) -> Option<What<'a>> {
-    Some(match &activity.act {
-        // The runtime's own steps are nobody's behaviour.
-        Act::Exec { verdict: None, .. } => return None,
-        Act::Exec {
-            exec,
-            path,
-            verdict: Some(verdict),
-            sha256,
-        } => What::Exec {
-            path,
-            sha256: *sha256,
-            parent,
-            arguments: &exec.arguments,
-            is_learnable: is_excepted
-                || matches!(verdict, FileVerdict::Image | FileVerdict::MetadataChanged),
-        },
-        Act::Open { open, path, .. } => What::Open {
-            path,
-            access: open.access,
-        },
-        Act::Connect(connect) => match &connect.address {
-            Address::Ip(address) => What::Peer {
-                address: *address,
-                port: connect.port,
-                protocol: connect.protocol,
-            },
-            Address::File => What::Socket {
-                path: &connect.used.file.path,
-            },
-            Address::Named(path) => What::Socket { path },
-            Address::Abstract(own) => {
-                name.push(b'@');
-                name.extend_from_slice(own);
-                What::Socket { path: name }
-            }
-            // Of a packet socket every one is told.
-            Address::None => return None,
-        },
-    })
 }
 
 /// Whether an image has these bytes at this path.

@@ -3,9 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::{self, DirBuilder},
-    io,
-    os::unix::fs::DirBuilderExt as _,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -47,8 +45,7 @@ impl Store {
     /// Opens a directory, which is made if needed, and reads what is there. Blocks.
     pub(super) fn open(directory: PathBuf) -> (Self, Read) {
         let mut read = Read::default();
-        let mut make = DirBuilder::new();
-        if let Err(error) = make.recursive(true).mode(0o700).create(&directory) {
+        if let Err(error) = files::open_directory(&directory) {
             tracing::error!(%error, directory = %directory.display(), "cannot make the directory of profiles; what is learned is lost when monitord is started again");
             read.failed += 1;
         }

@@ -62,10 +62,6 @@ pub(super) fn segments(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-pub(super) fn last_of(path: &[u8]) -> &[u8] {
-    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
-}
-
 /// The pattern of a top-level name: of a path the name itself, of an abstract one what it becomes.
 pub(super) fn top_name<'a>(first: &'a [u8], buffer: &'a mut Buffer) -> &'a [u8] {
     let is_abstract = first.first() == Some(&b'@');
