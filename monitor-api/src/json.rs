@@ -90,6 +90,38 @@ pub fn policy_exception(exception: &v1::PolicyException) -> Value {
     })
 }
 
+/// That an image is approved, or no longer.
+pub fn approval(approval: &v1::Approval) -> Value {
+    json!({
+        "repository": approval.repository,
+        "digest": approval.digest,
+        "state": approval.state,
+        "by": approval.by,
+        "at": time(approval.at.as_ref()),
+        "reason": approval.reason,
+        "until": time(approval.until.as_ref()),
+        "source": approval.source,
+        "running": approval.running,
+    })
+}
+
+/// Whether an image may run.
+pub fn approval_of(found: &v1::VerifyApprovalResponse) -> Value {
+    let verdict = |verdict: &v1::verify_approval_response::Verdict| {
+        json!({
+            "repository": verdict.repository,
+            "state": verdict.state,
+            "approval": verdict.approval.as_ref().map(approval),
+            "may_run": verdict.may_run,
+        })
+    };
+    json!({
+        "manifest_digest": found.manifest_digest,
+        "index_digests": found.index_digests,
+        "verdicts": found.verdicts.iter().map(verdict).collect::<Vec<_>>(),
+    })
+}
+
 /// An alert.
 pub fn alert(alert: &v1::Alert) -> Value {
     json!({
@@ -376,6 +408,11 @@ pub fn status(status: &v1::Status) -> Value {
             "unprofiled": behaviour.unprofiled,
             "failed": behaviour.failed,
             "bytes": behaviour.bytes,
+        })),
+        "approvals": status.approvals.as_ref().map(|approvals| json!({
+            "repositories": approvals.repositories,
+            "unapproved": approvals.unapproved,
+            "error": text(&approvals.error),
         })),
         "policies": status.policies.as_ref().map(|policies| json!({
             "rules": policies.rules,

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::{
     alerts::{Retention, journal::JOURNAL_BYTES_MIN},
     api::{Address, Roles, TlsFiles, publish},
+    detect::approval::DeniedBase,
     files::{self, ReadError},
     outputs,
     profile::Ending,
@@ -62,6 +63,8 @@ pub struct Config {
     pub policy: Policies,
     /// How behaviour profiles are learned, and where more of them lie.
     pub profile: Profiles,
+    /// Which images may run.
+    pub approval: Approval,
     /// Address of this machine alone to serve metrics and probes on; nowhere if left out.
     pub metrics: Option<SocketAddr>,
 }
@@ -112,6 +115,32 @@ impl Default for Policies {
             default: true,
         }
     }
+}
+
+/// Which images may run, beside what the API is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Approval {
+    /// What holds of repositories of which nothing was said.
+    pub default: Unmanaged,
+    /// A folder of approvals in YAML.
+    pub directory: Option<PathBuf>,
+    /// Registries that images may come from, as references name them (`docker.io`, `HOST:PORT`); any
+    /// if there are none.
+    pub registries: Vec<String>,
+    /// Images that others must not be built on.
+    pub denied_bases: Vec<DeniedBase>,
+}
+
+/// What holds of repositories of which nothing was said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unmanaged {
+    /// Their images may run.
+    #[default]
+    Allow,
+    /// Their images may not run.
+    Deny,
 }
 
 /// How behaviour profiles are learned.
@@ -166,6 +195,7 @@ impl Default for Config {
             registry: registry::Options::default(),
             policy: Policies::default(),
             profile: Profiles::default(),
+            approval: Approval::default(),
             metrics: None,
         }
     }
@@ -327,6 +357,7 @@ impl Config {
         let credentials = self.registry.credentials.iter();
         let profiles = self.profile.directory.iter();
         let policies = self.policy.directory.iter();
+        let approvals = self.approval.directory.iter();
         let paths = [
             ("containerd", &self.containerd),
             ("state", &self.state),
@@ -338,6 +369,7 @@ impl Config {
             .chain(credentials.map(|path| ("registry.credentials", path)))
             .chain(policies.map(|path| ("policy.directory", path)))
             .chain(profiles.map(|path| ("profile.directory", path)))
+            .chain(approvals.map(|path| ("approval.directory", path)))
         {
             if !path.is_absolute() {
                 return Err(ValueError::Relative {
@@ -419,6 +451,13 @@ mod tests {
         check("profile.quiet_seconds = 31536001", Err("at most 31536000"));
         check("profile.directory = 'a'", Err("not an absolute path"));
         check("profile.learn = true", Err("`quiet_seconds`"));
+        check("approval.default = 'deny'", Ok(""));
+        check("approval.default = 'ask'", Err("`allow` or `deny`"));
+        check("approval.directory = 'a'", Err("approval.directory"));
+        check(
+            "[[approval.denied_bases]]\nchain_id = 'a'\nreason = ''",
+            Err("sha256:"),
+        );
         check("journal.days = 1", Err("`bytes_max` or `days_max`"));
     }
 }

@@ -3,6 +3,7 @@
 use std::{fmt, fs::File, io, os::unix::fs::FileExt as _, str::FromStr};
 
 use ring::digest;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 128 << 10;
@@ -119,6 +120,19 @@ impl FromStr for Digest {
         let mut bytes = [0; 32];
         hex::decode_to_slice(digits, &mut bytes).map_err(|_| refused())?;
         Ok(Self(Sha256(bytes)))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
     }
 }
 

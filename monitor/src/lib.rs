@@ -6,6 +6,7 @@ pub mod activity;
 pub mod agent;
 pub mod alerts;
 pub mod api;
+pub mod approval;
 pub mod audit;
 pub mod changes;
 pub mod clock;

@@ -27,8 +27,10 @@ const BY_HAND: &str = "[profile]\nquiet_seconds = 0\n";
 /// How long a program is put under load, in seconds; more where somebody wants to know.
 const LOAD_SECONDS: &str = "MONITOR_LOAD_SECONDS";
 const LOAD_SECONDS_DEFAULT: u64 = 4;
-/// The longest that an alert of something unexpected may take.
-const DELAY_MS_MAX: f64 = 50.0;
+/// The longest that an alert of something unexpected may take beside the load of the other programs.
+/// The goal is 50 ms, which `cargo xtask bench latency` measures; here it tells an alert that came by
+/// itself from one that came with the next look at something, every second.
+const DELAY_MS_MAX: f64 = 500.0;
 
 fn load_seconds() -> Result<u64> {
     match env::var(LOAD_SECONDS) {

@@ -1,6 +1,7 @@
 //! The assembly of the daemon: starts each room, connects them, and stops them in order.
 
 mod activity;
+mod approvals;
 mod bytes;
 mod changes;
 mod connects;
@@ -44,7 +45,9 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
 };
 
-pub use self::{policies::check as check_policies, probe::self_check};
+pub use self::{
+    approvals::check as check_approvals, policies::check as check_policies, probe::self_check,
+};
 use crate::{
     alerts::{
         AlertLog, boot_id,
@@ -152,6 +155,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let policies = policies.await.context("cannot read the policies")?;
     let policies =
         policies.map_err(|error| anyhow::anyhow!("the policies are refused: {error}"))?;
+    let (references_in, references) = watch::channel(Arc::from([]));
+    let (state, approvals) = (config.state.clone(), config.approval.clone());
+    let read = references.clone();
+    let approvals =
+        tokio::task::spawn_blocking(move || approvals::State::open(&state, approvals, read));
+    let approvals = approvals.await.context("cannot read the approvals")?;
+    let approvals =
+        approvals.map_err(|error| anyhow::anyhow!("the approvals are refused: {error}"))?;
     let listeners = config
         .listen
         .iter()
@@ -167,7 +178,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     let (changes_in, changes) = mpsc::channel(containerd_watch::CHANGES_MAX);
     let (listings, listings_asked) = watch::channel(None);
-    let (references_in, references) = watch::channel(Arc::from([]));
     let (queries_in, queries) = mpsc::channel(QUERIES_MAX);
     let (ready_in, ready) = watch::channel(false);
     let (stop_owner, owner_stops) = watch::channel(false);
@@ -215,7 +225,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         boot: boot_id(),
         listings,
         ready: ready_in,
-        state: state::State::new(&log.recent(), profiles, policies),
+        state: state::State::new(&log.recent(), profiles, policies, approvals),
     };
     let inputs = owner::Inputs {
         events,

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     alerts::build,
     api::{
-        self, ContentsError, CoverageError, ImageContents, Node, PolicyCall, PolicyCallError,
-        ProfileCall, ProfileError, VerifyError,
+        self, ApprovalCall, ApprovalCallError, ContentsError, CoverageError, ImageContents, Node,
+        PolicyCall, PolicyCallError, ProfileCall, ProfileError, VerifyError,
     },
     containers::{Container, ImageId, catalog::Reference},
     digest::Digest,
@@ -315,6 +315,20 @@ impl Node for NodeView {
         self.ask_policies(call).await
     }
 
+    async fn approvals(
+        &self,
+        call: ApprovalCall,
+    ) -> Result<v1::ListApprovalsResponse, ApprovalCallError> {
+        self.ask_approvals(call).await
+    }
+
+    async fn approval_of(
+        &self,
+        image: &str,
+    ) -> Result<v1::VerifyApprovalResponse, ApprovalCallError> {
+        self.ask_approval_of(image).await
+    }
+
     async fn record(&self) -> Option<broadcast::Receiver<Arc<str>>> {
         self.begin_recording().await
     }
@@ -400,6 +414,7 @@ impl Node for NodeView {
         status.coverage = Some(snapshot.coverage.clone());
         status.behaviour = Some(snapshot.behaviour);
         status.policies = Some(snapshot.policies);
+        status.approvals = Some(snapshot.approvals);
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,
             queue_overflows: snapshot.account.held.queue_overflows,

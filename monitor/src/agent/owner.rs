@@ -290,6 +290,9 @@ impl Owner {
         }
         let effects = self.inventory.apply(change);
         let retry = !effects.is_empty() || !self.state.waiting.is_empty();
+        if !effects.is_empty() {
+            self.state.approvals.make_due();
+        }
         self.carry_out(effects);
         if retry {
             for pending in std::mem::take(&mut self.state.waiting) {
@@ -442,6 +445,7 @@ impl Owner {
         self.check_self();
         self.profile_tick();
         self.policy_tick(false);
+        self.approval_tick();
     }
 
     /// Gives up the use that has waited longest.
@@ -476,6 +480,12 @@ impl Owner {
             }
             Query::Policies(call, answer) => {
                 let _ = answer.send(self.policy_call(call));
+            }
+            Query::Approvals(call, answer) => {
+                let _ = answer.send(self.approval_call(call));
+            }
+            Query::ApprovalOf(manifest, answer) => {
+                let _ = answer.send(self.approval_of(manifest));
             }
             Query::Record(answer) => {
                 let _ = answer.send(self.policy_record());
@@ -533,6 +543,7 @@ impl Owner {
             coverage: coverage::status(&self.coverage.facts(), &self.node),
             behaviour: self.state.profiles.status(),
             policies: self.state.policies.status(),
+            approvals: self.state.approvals.status(),
         }
     }
 }

@@ -10,7 +10,10 @@ use super::{
     usage::Usage,
 };
 use crate::{
-    api::{CoverageError, PolicyCall, PolicyCallError, ProfileCall, ProfileError},
+    api::{
+        ApprovalCall, ApprovalCallError, CoverageError, PolicyCall, PolicyCallError, ProfileCall,
+        ProfileError,
+    },
     changes,
     containers::Container,
     digest::Digest,
@@ -33,6 +36,13 @@ pub(super) enum Query {
         PolicyCall,
         oneshot::Sender<Result<v1::ListPoliciesResponse, PolicyCallError>>,
     ),
+    /// Approvals.
+    Approvals(
+        ApprovalCall,
+        oneshot::Sender<Result<v1::ListApprovalsResponse, ApprovalCallError>>,
+    ),
+    /// Whether an image may run.
+    ApprovalOf(Digest, oneshot::Sender<v1::VerifyApprovalResponse>),
     /// What happens, from now on.
     Record(oneshot::Sender<broadcast::Receiver<Arc<str>>>),
     /// Policies are to be read now.
@@ -71,6 +81,7 @@ pub(super) struct Snapshot {
     pub(super) coverage: v1::status::Coverage,
     pub(super) behaviour: v1::status::Behaviour,
     pub(super) policies: v1::status::Policies,
+    pub(super) approvals: v1::status::Approvals,
 }
 
 /// Whether containerd tells what happens.

@@ -14,6 +14,7 @@ use monitor_common::CgroupFacts;
 use tokio::task::{Id, JoinSet};
 
 use super::{
+    approvals,
     bytes::Read,
     changes::told_before,
     connects::Answered,
@@ -131,6 +132,7 @@ pub(super) struct State {
     pub(super) executions: Executions,
     pub(super) profiles: Profiles,
     pub(super) policies: policies::State,
+    pub(super) approvals: approvals::State,
     pub(super) uses_in_flight: HashSet<Id>,
     pub(super) counts: EventCounts,
     pub(super) changes: ChangeCounts,
@@ -157,6 +159,7 @@ impl State {
         alerts: &[Arc<Alert>],
         profiles: Profiles,
         policies: policies::State,
+        approvals: approvals::State,
     ) -> Self {
         let mut changes_told = LruCache::new(CHANGES_TOLD_MAX);
         for (path, told) in alerts.iter().filter_map(|alert| told_before(alert)) {
@@ -182,6 +185,7 @@ impl State {
             executions: Executions::new(jiff::Timestamp::now()),
             profiles,
             policies,
+            approvals,
             uses_in_flight: HashSet::new(),
             counts: EventCounts::default(),
             changes: ChangeCounts::default(),
@@ -217,6 +221,8 @@ pub(super) enum Done {
     Written(u64),
     /// What the folder of profiles holds.
     Folder(Box<(Folder, Option<Found>)>),
+    /// What the folder of approvals holds.
+    Approvals(Box<(Folder, Option<approvals::Found>)>),
     /// What the folder of policies holds.
     Policies(Box<(Folder, Option<policies::Found>)>),
     /// A check of the daemon itself was done, or why not.

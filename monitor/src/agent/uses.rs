@@ -359,6 +359,7 @@ impl Owner {
             Ok((_, Done::Checked(result))) => self.checked(result),
             Ok((_, Done::Seeded(seeded))) => self.profile_seeded(*seeded),
             Ok((_, Done::Written(failed))) => self.profile_written(failed),
+            Ok((_, Done::Approvals(read))) => self.approval_folder(read.0, read.1),
             Ok((_, Done::Policies(read))) => self.policy_folder(read.0, read.1),
             Ok((_, Done::Folder(folder))) => self.profile_folder(folder.0, folder.1),
             Ok((

@@ -208,6 +208,10 @@ pub(super) fn rules(kind: Kind) -> &'static str {
     match kind {
         Kind::ConnectSensitive | Kind::OpenSensitive => "sensitive",
         Kind::ExecUnexpected | Kind::OpenUnexpected | Kind::ConnectUnexpected => "profile",
+        Kind::ImageUnapproved
+        | Kind::ImageRegistryUntrusted
+        | Kind::ImageBaseDenied
+        | Kind::ImageReferenceMoved => "approval",
         _ => "content",
     }
 }
@@ -248,7 +252,11 @@ fn attack(finding: &Finding) -> &'static [&'static str] {
         // Application Layer Protocol; Non-Standard Port.
         Kind::ConnectUnexpected => &["T1071", "T1571"],
         Kind::ImageFileModified => image_file(finding),
-        Kind::ImageUnknown => &["T1610"],
+        Kind::ImageUnknown | Kind::ImageUnapproved | Kind::ImageRegistryUntrusted => &["T1610"],
+        // Implant Internal Image.
+        Kind::ImageBaseDenied => &["T1525"],
+        // A newer image under the same tag is what deployments do.
+        Kind::ImageReferenceMoved => &[],
         // That bytes could not be compared is nobody's technique.
         Kind::ContentUnverifiable => &[],
     }

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use monitor_api::v1::{
-    Alert, Container, CoverageResponse, CoverageSpan, Difference, Image, ImageEntry,
-    ImageUsageResponse, ListPoliciesResponse, PolicyException, PolicyRule, Profile, Status,
-    VerifyContainerResponse, VerifyImageResponse, alert,
+    Alert, Approval, Container, CoverageResponse, CoverageSpan, Difference, Image, ImageEntry,
+    ImageUsageResponse, ListApprovalsResponse, ListPoliciesResponse, PolicyException, PolicyRule,
+    Profile, Status, VerifyApprovalResponse, VerifyContainerResponse, VerifyImageResponse, alert,
     verify_container_response::{Response, Verified},
 };
 use tempfile::TempDir;
@@ -16,8 +16,9 @@ use tokio::{
 };
 
 use super::{
-    Account, Address, ContentsError, CoverageError, ImageContents, Listener, Node, PolicyCall,
-    PolicyCallError, ProfileCall, ProfileError, Security, ServeError, VerifyError, serve,
+    Account, Address, ApprovalCall, ApprovalCallError, ContentsError, CoverageError, ImageContents,
+    Listener, Node, PolicyCall, PolicyCallError, ProfileCall, ProfileError, Security, ServeError,
+    VerifyError, serve,
 };
 use crate::{alerts::AlertLog, audit::Audit};
 
@@ -173,6 +174,34 @@ impl Node for StubNode {
                 },
             ],
         })
+    }
+
+    async fn approvals(
+        &self,
+        call: ApprovalCall,
+    ) -> Result<ListApprovalsResponse, ApprovalCallError> {
+        let approval = |repository: &str, digest: String| Approval {
+            repository: repository.to_owned(),
+            digest,
+            state: "approved".to_owned(),
+            by: "\u{1b}[31mred".to_owned(),
+            ..Approval::default()
+        };
+        let said = match call {
+            ApprovalCall::List => approval("example.org/web", String::new()),
+            ApprovalCall::Approve {
+                repository, digest, ..
+            } => approval(&repository, digest.to_string()),
+            ApprovalCall::Revoke { digest, .. } => return Err(ApprovalCallError::NotNamed(digest)),
+        };
+        Ok(ListApprovalsResponse {
+            approvals: vec![said],
+            error: String::new(),
+        })
+    }
+
+    async fn approval_of(&self, image: &str) -> Result<VerifyApprovalResponse, ApprovalCallError> {
+        Err(ContentsError::NoImage(image.to_owned()).into())
     }
 
     async fn policies(&self, call: PolicyCall) -> Result<ListPoliciesResponse, PolicyCallError> {

@@ -6,6 +6,7 @@
 mod account;
 pub mod address;
 mod alerts;
+mod approvals;
 mod audit;
 pub mod caller;
 mod fanout;
@@ -33,6 +34,7 @@ use tokio::sync::{broadcast, mpsc};
 
 pub use account::Account;
 pub use address::Address;
+pub use approvals::{ApprovalCall, ApprovalCallError};
 pub use caller::Roles;
 pub use listener::{BindError, Listener, Security};
 pub use publish::Collector;
@@ -127,6 +129,18 @@ pub trait Node: Send + Sync + 'static {
     /// Carries out a call about profiles: those that it is about, with their documents unless it lists
     /// all.
     async fn profiles(&self, call: ProfileCall) -> Result<Vec<v1::Profile>, ProfileError>;
+
+    /// Carries out a call about approvals: all that was said, or what was said by it.
+    async fn approvals(
+        &self,
+        call: ApprovalCall,
+    ) -> Result<v1::ListApprovalsResponse, ApprovalCallError>;
+
+    /// Whether `image` (a reference, a manifest or config digest) may run.
+    async fn approval_of(
+        &self,
+        image: &str,
+    ) -> Result<v1::VerifyApprovalResponse, ApprovalCallError>;
 
     /// The node's account of itself. `version`, `started_at`, `ready`, `alerts`, `audit`, `api` and
     /// `memory_resident_bytes` are filled in by the API.

@@ -11,6 +11,7 @@ use std::{
 use monitor_api::{
     FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX,
     v1::{
+        approvals_server::{self, ApprovalsServer},
         monitor_server::{self, MonitorServer},
         policies_server::{self, PoliciesServer},
         profiles_server::{self, ProfilesServer},
@@ -33,6 +34,7 @@ use tracing::{info, warn};
 use super::{
     CONNECTIONS_MAX, DRAIN_TIME_MAX, KEEPALIVE_INTERVAL, Listener, STREAMS_PER_CONNECTION_MAX,
     account::Account,
+    approvals::ApprovalService,
     caller::Caller,
     fanout::Fanout,
     frames::Framed,
@@ -90,6 +92,10 @@ pub async fn serve(
         shutdown: shutdown.clone(),
     });
     let policies = Guarded::new(policies, account.audit.clone());
+    let approvals = ApprovalsServer::new(ApprovalService {
+        account: Arc::clone(&account),
+    });
+    let approvals = Guarded::new(approvals, account.audit.clone());
     let reflection = reflection("grpc.reflection.v1.ServerReflection").build_v1()?;
     // Many clients still speak the older version.
     let reflection_alpha =
@@ -131,6 +137,7 @@ pub async fn serve(
         .add_service(service)
         .add_service(profiles)
         .add_service(policies)
+        .add_service(approvals)
         .add_service(reflection)
         .add_service(reflection_alpha)
         .add_service(health)
@@ -174,6 +181,7 @@ fn reflection(own: &'static str) -> tonic_reflection::server::Builder<'static> {
         .with_service_name(monitor_server::SERVICE_NAME)
         .with_service_name(profiles_server::SERVICE_NAME)
         .with_service_name(policies_server::SERVICE_NAME)
+        .with_service_name(approvals_server::SERVICE_NAME)
         .with_service_name("grpc.health.v1.Health")
         .with_service_name(own)
 }

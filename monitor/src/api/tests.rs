@@ -363,6 +363,7 @@ async fn reflection_lists_and_describes_the_service() {
         [
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",
+            "monitor.v1.Approvals",
             "monitor.v1.Monitor",
             "monitor.v1.Policies",
             "monitor.v1.Profiles"

@@ -181,11 +181,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Checks a configuration and the policies that it names.
+/// Checks a configuration, and the policies and approvals that it names.
 fn check_config(file: &Path) -> anyhow::Result<()> {
     let config = Config::read(file)?;
     agent::check_policies(&config.policy)
         .map_err(|error| anyhow::anyhow!("the policies are refused: {error}"))?;
+    agent::check_approvals(&config.approval)
+        .map_err(|error| anyhow::anyhow!("the approvals are refused: {error}"))?;
     println!("{config:#?}");
     Ok(())
 }

@@ -7,7 +7,11 @@ use jiff::Timestamp;
 use monitor_api::v1::AuditLink;
 
 use super::Failure;
-use crate::api::Address;
+use crate::{
+    api::Address,
+    approval::document::check_repository,
+    digest::{Digest, DigestError},
+};
 
 /// Alerts when no other start is given.
 pub(super) const LAST_ALERTS: u64 = 100;
@@ -125,6 +129,10 @@ Examples:
     /// Findings that are not told, for a while
     #[command(subcommand)]
     Exception(ExceptionCommand),
+
+    /// Which images may run
+    #[command(subcommand)]
+    Approval(ApprovalCommand),
 
     /// What containers do and what is found, in lines of JSON for `policy test`
     #[command(
@@ -428,6 +436,73 @@ Example:
         #[arg(value_name = "ID")]
         id: String,
     },
+}
+
+/// What to do with approvals.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ApprovalCommand {
+    /// What was said of images, by repository, oldest first
+    List,
+
+    /// Has an image be approved; of its repository only what is approved may run from then on
+    #[command(after_help = "\
+Examples:
+  monitorctl approval approve registry.example.org/web@sha256:4c… --reason 'release 42'
+  monitorctl approval approve registry.example.org/web@sha256:4c… --until 2027-01-31T00:00:00Z --reason OPS-123")]
+    Approve {
+        /// Reference without a tag, and digest of a manifest or an index
+        #[arg(value_name = "REPO@DIGEST", value_parser = read_pinned)]
+        image: Pinned,
+        /// When it ends, RFC 3339; without an end if left out
+        #[arg(long, value_name = "T", value_parser = read_time)]
+        until: Option<Timestamp>,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+
+    /// Has an image no longer be approved, in each repository in which it was
+    Revoke {
+        /// Digest of a manifest or an index, as it was approved
+        #[arg(value_name = "DIGEST")]
+        digest: Digest,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+
+    /// Whether an image of this node may run, and why; exit status 4 if it may not
+    #[command(after_help = "\
+Examples:
+  monitorctl approval verify registry.example.org/web:42
+  monitorctl approval verify sha256:4c8f01b2a977 -o json")]
+    Verify {
+        /// A reference, or a manifest or config digest, also its first 12 digits or more
+        #[arg(value_name = "IMAGE")]
+        image: String,
+    },
+}
+
+/// An image by its repository and its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// Reference without tag and digest.
+    pub repository: String,
+    /// Digest of a manifest or an index.
+    pub digest: Digest,
+}
+
+/// An image on the command line.
+fn read_pinned(text: &str) -> Result<Pinned, String> {
+    let (repository, digest) = (text.split_once('@'))
+        .ok_or_else(|| format!("{text:?} has no digest; give REPOSITORY@sha256:…"))?;
+    check_repository(repository)?;
+    Ok(Pinned {
+        repository: repository.to_owned(),
+        digest: digest
+            .parse()
+            .map_err(|error: DigestError| error.to_string())?,
+    })
 }
 
 /// What to do with the audit log.

@@ -3,6 +3,7 @@
 //! Whatever a node says is hostile text to a terminal: it passes through [`output`].
 
 mod alerts;
+mod approval;
 pub mod args;
 mod attest;
 mod audit;
@@ -74,6 +75,7 @@ pub async fn run(
         Command::Exception(command) => {
             answered(exception::run(channel, command, &mut output)).await
         }
+        Command::Approval(command) => answered(approval::run(channel, command, &mut output)).await,
         Command::Record { seconds } => record::run(channel, seconds, &mut output).await,
         Command::Alerts(options) => alerts::run(&mut client, &options, &mut output).await,
         Command::Status => answered(status::run(&mut client, &mut output)).await,

@@ -134,6 +134,16 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         }
         facts.push(("policies", fact));
     }
+    if let Some(approvals) = &status.approvals {
+        let mut fact = format!(
+            "{} repositories managed, {} containers run what is not approved",
+            approvals.repositories, approvals.unapproved
+        );
+        if !approvals.error.is_empty() {
+            fact = format!("{fact}; refused: {}", approvals.error);
+        }
+        facts.push(("approvals", fact));
+    }
     if let Some(coverage) = &status.coverage {
         facts.push(("gaps", coverage.gaps.to_string()));
         if let Some(check) = &coverage.self_check {

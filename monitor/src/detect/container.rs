@@ -32,6 +32,7 @@ pub fn judge_identity(container: &Arc<Container>, time_boot_ns: u64) -> Option<F
         container,
         time_boot_ns,
         Kind::ImageUnknown,
+        Severity::Medium,
         "no image accounts for this container; what it executes is compared with nothing"
             .to_owned(),
         details.to_owned(),
@@ -48,21 +49,24 @@ pub fn contents_unavailable(
         container,
         time_boot_ns,
         Kind::ContentUnverifiable,
+        Severity::Medium,
         "the contents of this container's image could not be verified".to_owned(),
         reason.to_owned(),
     )
 }
 
-fn about(
+/// A finding about a container as a whole.
+pub(super) fn about(
     container: &Arc<Container>,
     time_boot_ns: u64,
     kind: Kind,
+    severity: Severity,
     message: String,
     details: String,
 ) -> Finding {
     Finding {
         kind,
-        severity: Severity::Medium,
+        severity,
         time_boot_ns,
         container: Arc::clone(container),
         evidence: None,

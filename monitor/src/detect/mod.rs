@@ -1,5 +1,6 @@
 //! Facts to findings: every rule, and no I/O.
 
+pub mod approval;
 pub mod connect;
 pub mod container;
 pub mod draft;
@@ -53,6 +54,14 @@ pub enum Kind {
     ImageFileModified,
     /// No image accounts for the container.
     ImageUnknown,
+    /// The image of a container is not approved.
+    ImageUnapproved,
+    /// The image of a container comes from a registry that is not trusted.
+    ImageRegistryUntrusted,
+    /// The image of a container is built on one that is denied.
+    ImageBaseDenied,
+    /// The reference of a container's image stands for another image now.
+    ImageReferenceMoved,
     /// Bytes could not be compared.
     ContentUnverifiable,
     /// A peer was reached for that hands out credentials or rules over containers.
@@ -83,6 +92,10 @@ impl Kind {
             Self::OpenSensitive => "open_sensitive",
             Self::ImageFileModified => "image_file_modified",
             Self::ImageUnknown => "image_unknown",
+            Self::ImageUnapproved => "image_unapproved",
+            Self::ImageRegistryUntrusted => "image_registry_untrusted",
+            Self::ImageBaseDenied => "image_base_denied",
+            Self::ImageReferenceMoved => "image_reference_moved",
             Self::ContentUnverifiable => "content_unverifiable",
             Self::ConnectSensitive => "connect_sensitive",
             Self::ExecUnexpected => "exec_unexpected",

@@ -273,10 +273,22 @@ fn keys(named: Option<BTreeMap<String, IgnoredAny>>) -> Vec<String> {
 /// The name that containerd gives to the snapshot of these layers stacked bottom to top (OCI image
 /// specification, "Layer ChainID"); `None` for no layers.
 pub fn chain_id(diff_ids: &[Digest]) -> Option<Digest> {
-    let (first, above) = diff_ids.split_first()?;
-    Some(above.iter().fold(*first, |below, diff_id| {
-        digest_of(format!("{below} {diff_id}").as_bytes())
-    }))
+    chain_ids(diff_ids).last()
+}
+
+/// The names of snapshots below and of that one, bottom to top: those of the images that it is built on
+/// are among them.
+pub fn chain_ids(diff_ids: &[Digest]) -> impl Iterator<Item = Digest> {
+    diff_ids
+        .iter()
+        .scan(None, |below: &mut Option<Digest>, diff_id| {
+            let own = match below {
+                Some(below) => digest_of(format!("{below} {diff_id}").as_bytes()),
+                None => *diff_id,
+            };
+            *below = Some(own);
+            Some(own)
+        })
 }
 
 /// The manifest that containerd runs on this node: of those that its CPU can run the best match,

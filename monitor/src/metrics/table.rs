@@ -535,6 +535,20 @@ pub(super) const METRICS: &[Metric] = &[
         "findings that were told with another severity by a rule",
         |facts| of(&facts.status.policies, |policies| policies.changed),
     ),
+    gauge(
+        "monitor_approval_repositories",
+        "repositories",
+        &[],
+        "repositories in which something was said of an image",
+        |facts| of(&facts.status.approvals, |approvals| approvals.repositories),
+    ),
+    gauge(
+        "monitor_containers_unapproved",
+        "containers",
+        &[],
+        "running containers whose images are not approved",
+        |facts| of(&facts.status.approvals, |approvals| approvals.unapproved),
+    ),
     counter(
         "monitor_policy_refused_total",
         "times",

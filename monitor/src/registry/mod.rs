@@ -23,7 +23,7 @@ use serde::Deserialize;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
-pub use self::repository::{Repository, RepositoryError};
+pub use self::repository::{Repository, RepositoryError, host};
 use crate::{
     digest::Digest,
     files,

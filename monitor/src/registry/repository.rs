@@ -31,11 +31,11 @@ impl Repository {
             reference: reference.chars().take(200).collect(),
         };
         let text = reference.split('@').next().unwrap_or_default();
-        let is_host = |text: &str| text.contains(['.', ':']) || text == "localhost";
-        let (registry, rest) = match text.split_once('/') {
-            Some((first, rest)) if is_host(first) => (first, rest),
-            _ => (DOCKER_HUB, text),
-        };
+        let registry = host(text);
+        let below = text.strip_prefix(registry);
+        let rest = below
+            .and_then(|rest| rest.strip_prefix('/'))
+            .unwrap_or(text);
         // The registry's port stands before.
         let mut name = rest.split(':').next().unwrap_or_default().to_owned();
         if registry == DOCKER_HUB && !name.contains('/') {
@@ -71,6 +71,15 @@ impl Repository {
     /// Its name within the registry.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// The registry that a reference names, or does without naming it.
+pub fn host(reference: &str) -> &str {
+    let is_host = |text: &str| text.contains(['.', ':']) || text == "localhost";
+    match reference.split_once('/') {
+        Some((first, _)) if is_host(first) => first,
+        _ => DOCKER_HUB,
     }
 }
 

@@ -1,0 +1,163 @@
+//! Approvals of one repository as people and the API write them: YAML, checked as a whole.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// Version of the form.
+pub const API_VERSION: &str = "monitor.v1";
+/// Kind of document.
+pub const KIND: &str = "ImageApproval";
+
+/// Bytes of a document; a longer one is refused.
+pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
+/// Statements of one document; more are refused.
+pub const STATEMENTS_MAX: usize = 1024;
+/// Bytes of a repository's name, which the OCI distribution specification leaves to registries.
+pub const REPOSITORY_BYTES_MAX: usize = 255;
+/// Bytes of any other text.
+pub const TEXT_BYTES_MAX: usize = 1024;
+
+/// What was said of the images of one repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Document {
+    /// [`API_VERSION`].
+    pub api_version: String,
+    /// [`KIND`].
+    pub kind: String,
+    /// A reference without tag and digest, as containers are created with it.
+    pub repository: String,
+    /// In the order of their times.
+    pub statements: Vec<Statement>,
+}
+
+/// That an image is approved, or no longer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Statement {
+    /// Digest of a manifest, or of an index, which stands for each manifest in it.
+    pub digest: Digest,
+    /// What is said.
+    pub state: State,
+    /// Who said it.
+    pub by: String,
+    /// When; before that it does not hold.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: String,
+    /// Until when an approval holds; without it until something else is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+/// What is said of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It may run.
+    Approved,
+    /// It may no longer run.
+    Revoked,
+}
+
+/// A document is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DocumentError {
+    /// Not YAML of this form; the text names line and column.
+    #[error("{0}")]
+    Syntax(String),
+    /// A value that makes no sense.
+    #[error("{at}: {problem}")]
+    Value {
+        /// Where: `statements/3`.
+        at: String,
+        /// What is wrong, and what is allowed.
+        problem: String,
+    },
+}
+
+impl Document {
+    /// Of a repository of which nothing was said.
+    pub fn new(repository: &str) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            repository: repository.to_owned(),
+            statements: Vec::new(),
+        }
+    }
+
+    /// Reads a document, whose length the caller has checked.
+    ///
+    /// # Errors
+    ///
+    /// See [`DocumentError`].
+    pub fn parse(text: &str) -> Result<Self, DocumentError> {
+        let mut document: Self = serde_saphyr::from_str(text)
+            .map_err(|error| DocumentError::Syntax(error.to_string().trim_end().to_owned()))?;
+        document.check()?;
+        document.statements.sort_by_key(|it| (it.at, it.state));
+        Ok(document)
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    ///
+    /// It holds what cannot be written.
+    pub fn to_yaml(&self) -> Result<String, String> {
+        serde_saphyr::to_string(self).map_err(|error| error.to_string())
+    }
+
+    fn check(&self) -> Result<(), DocumentError> {
+        let refused = |at: String, problem: String| Err(DocumentError::Value { at, problem });
+        if self.api_version != API_VERSION || self.kind != KIND {
+            let problem = format!("give apiVersion: {API_VERSION} and kind: {KIND}");
+            return refused("apiVersion".to_owned(), problem);
+        }
+        if let Err(problem) = check_repository(&self.repository) {
+            return refused("repository".to_owned(), problem);
+        }
+        if self.statements.len() > STATEMENTS_MAX {
+            let problem = format!("{}; at most {STATEMENTS_MAX}", self.statements.len());
+            return refused("statements".to_owned(), problem);
+        }
+        for (index, statement) in self.statements.iter().enumerate() {
+            let at = format!("statements/{}", index + 1);
+            for (key, text) in [("by", &statement.by), ("reason", &statement.reason)] {
+                if !(1..=TEXT_BYTES_MAX).contains(&text.trim().len()) {
+                    return refused(at, format!("{key} has 1 to {TEXT_BYTES_MAX} bytes"));
+                }
+            }
+            let is_never = statement.until.is_some_and(|until| until <= statement.at);
+            if is_never {
+                return refused(at, "until is not after at".to_owned());
+            }
+            if statement.state == State::Revoked && statement.until.is_some() {
+                let problem = "a revocation has no end; approve the digest again instead";
+                return refused(at, problem.to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a text is a reference without tag and digest.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn check_repository(text: &str) -> Result<(), String> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"./-_:".contains(&byte);
+    if !(1..=REPOSITORY_BYTES_MAX).contains(&text.len()) || !text.bytes().all(is_allowed) {
+        return Err(format!(
+            "{text:?} is no repository of 1 to {REPOSITORY_BYTES_MAX} letters, digits, `.`, `/`, `-`, `_` and `:`"
+        ));
+    }
+    if crate::containers::repository(text) != text {
+        return Err(format!("{text:?} has a tag; leave it out"));
+    }
+    Ok(())
+}
