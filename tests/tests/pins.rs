@@ -33,7 +33,7 @@ done; touch /volume/done";
 /// How often the daemon is ended; the last time as a service manager does.
 const ROUNDS: usize = 4;
 /// How long nobody watches, at least.
-const DOWNTIME: Duration = Duration::from_secs(3);
+const DOWNTIME: Duration = Duration::from_secs(1);
 
 /// A containerd, a container that waits, and a bpffs of their own.
 struct Stage {

@@ -249,3 +249,68 @@ fn policies_say_what_is_told_and_exceptions_what_is_not() -> Result<()> {
     })?;
     world.daemon.check_alive()
 }
+
+const POSTURE: &str = r#"
+apiVersion: monitor.v1
+kind: Policy
+name: posture
+rules:
+  - name: privileged
+    on: container
+    selector: {repository: "example.invalid/*"}
+    when: posture.privileged && "/bin/sh" in posture.shells && "API_TOKEN" in posture.secrets
+    severity: high
+    message: a container may do all on the host
+"#;
+
+#[test]
+fn how_a_container_is_started_is_told_as_policies_say() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    const SECRET: &str = "hunter2-hunter2";
+    let folder = tempfile::tempdir()?;
+    let config = format!(
+        "policy.directory = {:?}\n",
+        folder.path().display().to_string()
+    );
+    let world = World::start_configured(&config, |_| Ok(()))?;
+    let start = |id: &str, flags: &[&str]| {
+        let run = Run::new(BASE, id).flags(flags.iter().copied());
+        let run = run.arguments(["/bin/sleep", "600"]);
+        world.containerd.start_container(&run)
+    };
+    let variable = format!("API_TOKEN={SECRET}");
+    let privileged = ["--privileged", "--env", &variable];
+    let told_of = |id: &str| {
+        let is_of = |alert: &Value| {
+            text(alert, "/kind") == Some("posture") && text(alert, "/container/id") == Some(id)
+        };
+        world.alerts.wait_for(id, is_of)
+    };
+    // What runs already is looked at by rules that are new.
+    start("before", &privileged)?;
+    fs::write(folder.path().join("posture.yaml"), POSTURE)?;
+    let alert = told_of("before")?;
+    ensure!(
+        of_alert(&alert) == said(["posture", "high", "policy.posture.privileged", ""]),
+        "{alert:#}"
+    );
+    let reason = text(&alert, "/details/reason").unwrap_or_default();
+    ensure!(
+        reason.contains("privileged") && reason.contains("API_TOKEN"),
+        "{reason}"
+    );
+    start("plain", &[])?;
+    start("after", &privileged)?;
+    told_of("after")?;
+    world.settle()?;
+    let told = world.alerts.of("plain");
+    ensure!(told.is_empty(), "{told:#?}");
+    // The value is kept nowhere.
+    let alerts = format!("{:?}", world.alerts.all());
+    let log = world.daemon.full_log();
+    ensure!(
+        !alerts.contains(SECRET) && !log.contains(SECRET),
+        "the secret was told"
+    );
+    Ok(())
+}

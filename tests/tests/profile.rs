@@ -26,7 +26,7 @@ use tests::{
 const BY_HAND: &str = "[profile]\nquiet_seconds = 0\n";
 /// How long a program is put under load, in seconds; more where somebody wants to know.
 const LOAD_SECONDS: &str = "MONITOR_LOAD_SECONDS";
-const LOAD_SECONDS_DEFAULT: u64 = 4;
+const LOAD_SECONDS_DEFAULT: u64 = 3;
 /// The longest that an alert of something unexpected may take beside the load of the other programs.
 /// The goal is 50 ms, which `cargo xtask bench latency` measures; here it tells an alert that came by
 /// itself from one that came with the next look at something, every second.
@@ -558,7 +558,7 @@ fn who_opens_and_reaches_for_everything_makes_nothing_grow() -> Result<()> {
     let reference = PYTHON.import(containerd)?;
     let (files, peers) = match env::var_os(LOAD_SECONDS) {
         Some(_) => ("1000000", "100000"),
-        None => ("60000", "20000"),
+        None => ("20000", "10000"),
     };
     let flood = |id: &str, files: &str, peers: &str, word: &str| {
         // In place of its entrypoint, as its own.
@@ -570,7 +570,7 @@ fn who_opens_and_reaches_for_everything_makes_nothing_grow() -> Result<()> {
         resident.and_then(Value::as_u64).context("no memory")
     };
     // What queues and buffers grow to under such a load.
-    let before = flood("first", "60000", "20000", "a")?;
+    let before = flood("first", "20000", "10000", "a")?;
     let after = flood("second", files, peers, "b")?;
     let listed = world.daemon.monitorctl(["profile", "list"])?;
     println!("{files} files, {peers} peers: {before} bytes before, {after} after: {listed:?}");

@@ -16,6 +16,7 @@ mod opens;
 mod owed;
 mod owner;
 mod policies;
+mod posture;
 mod probe;
 mod profiles;
 mod query;

@@ -401,6 +401,7 @@ impl Owner {
                 {
                     self.raise(&finding);
                 }
+                self.posture_weigh(container, None);
             }
             Some(image) => {
                 let (container, contents) = (Arc::clone(container), Arc::clone(&self.contents));

@@ -9,6 +9,7 @@ use std::{
 
 use jiff::Timestamp;
 use monitor_api::v1;
+use serde_json::Value;
 use tokio::sync::{broadcast, oneshot};
 use ulid::Ulid;
 
@@ -22,7 +23,7 @@ use crate::{
     detect::{Finding, Kind, Severity, unexpected},
     files::{self, Folder},
     policy::{
-        Asked, DEFAULT, Document, Exception, Fate, On, Policies,
+        Added, Asked, DEFAULT, Document, Exception, Fate, On, Policies,
         document::{DOCUMENT_BYTES_MAX, EXCEPTIONS_MAX, Selector},
         facts, like,
         recording::Recorded,
@@ -206,10 +207,10 @@ impl Owner {
         };
         let policies = &mut self.state.policies;
         let asked = Asked::of(activity.container);
-        let is_recorded = policies.recording.receiver_count() > 0;
-        if !is_recorded && !policies.in_force.looks_at(on, &asked) {
+        if !policies.looks_at(on, &asked) {
             return Ruled::default();
         }
+        let is_recorded = policies.recording.receiver_count() > 0;
         let nothing = Deviation {
             message: String::new(),
             nearby: Vec::new(),
@@ -221,12 +222,8 @@ impl Owner {
         };
         let alert = build(&finding, &self.node, Timestamp::now(), Ulid::nil());
         let facts = facts::of(on, &alert, access);
-        let added = policies.in_force.added(on, &asked, &facts);
         let may_change = is_recorded || policies.in_force.may_change(on, &asked);
-        policies.counts.added += u64::try_from(added.len()).unwrap_or(u64::MAX);
-        if is_recorded {
-            policies.record(on, &asked, facts);
-        }
+        let added = policies.added(on, &asked, facts);
         let findings = added.into_iter().map(|added| Finding {
             severity: added.severity,
             message: added.message,
@@ -381,6 +378,7 @@ impl Owner {
     fn policies_changed(&mut self) {
         self.state.raised.clear();
         self.weigh_again();
+        self.posture_again();
     }
 
     /// Lines of what happens, for a client that records.
@@ -393,7 +391,22 @@ impl Owner {
 }
 
 impl State {
-    fn record(&self, on: On, asked: &Asked<'_>, facts: serde_json::Value) {
+    /// Whether rules look at this of a container.
+    pub(super) fn looks_at(&self, on: On, asked: &Asked<'_>) -> bool {
+        self.recording.receiver_count() > 0 || self.in_force.looks_at(on, asked)
+    }
+
+    /// What rules add, which is recorded.
+    pub(super) fn added(&mut self, on: On, asked: &Asked<'_>, facts: Value) -> Vec<Added> {
+        let added = self.in_force.added(on, asked, &facts);
+        self.counts.added += u64::try_from(added.len()).unwrap_or(u64::MAX);
+        if self.recording.receiver_count() > 0 {
+            self.record(on, asked, facts);
+        }
+        added
+    }
+
+    fn record(&self, on: On, asked: &Asked<'_>, facts: Value) {
         let recorded = Recorded {
             time: Timestamp::now(),
             on,

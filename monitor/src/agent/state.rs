@@ -127,6 +127,8 @@ pub(super) struct State {
     pub(super) raised: LruCache<Raised, ()>,
     /// Containers of which it was said as a whole that they cannot be compared.
     pub(super) told: LruCache<Creation, ()>,
+    /// Rules by which it was said how a container was started.
+    pub(super) postures_told: LruCache<(Creation, String), ()>,
     pub(super) findings: LruCache<Creation, u64>,
     pub(super) usages: Usages,
     pub(super) executions: Executions,
@@ -180,6 +182,7 @@ impl State {
             raised: LruCache::new(RAISED_MAX),
             in_flight: JoinSet::new(),
             told: LruCache::new(CONTAINERS_MAX),
+            postures_told: LruCache::new(CONTAINERS_MAX),
             findings: LruCache::new(CONTAINERS_MAX),
             usages: Usages::default(),
             executions: Executions::new(jiff::Timestamp::now()),
@@ -221,6 +224,8 @@ pub(super) enum Done {
     Written(u64),
     /// What the folder of profiles holds.
     Folder(Box<(Folder, Option<Found>)>),
+    /// A container, and what its image holds, for rules about how it was started.
+    Posture(Arc<Container>, Option<Arc<Contents>>),
     /// What the folder of approvals holds.
     Approvals(Box<(Folder, Option<approvals::Found>)>),
     /// What the folder of policies holds.

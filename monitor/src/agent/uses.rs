@@ -371,6 +371,10 @@ impl Owner {
             )) => {
                 self.follow_with(&self.present(&container), &contents);
                 self.profile_seed(&self.present(&container), &contents);
+                self.posture_weigh(&self.present(&container), Some(&contents));
+            }
+            Ok((_, Done::Posture(container, contents))) => {
+                self.posture_weigh(&container, contents.as_deref());
             }
             Ok((
                 _,
@@ -380,6 +384,7 @@ impl Owner {
                 },
             )) => {
                 self.tell_unavailable(&container, &error);
+                self.posture_weigh(&self.present(&container), None);
             }
             // Only a defect of this program ends a task early.
             Err(error) => {

@@ -257,6 +257,8 @@ fn attack(finding: &Finding) -> &'static [&'static str] {
         Kind::ImageBaseDenied => &["T1525"],
         // A newer image under the same tag is what deployments do.
         Kind::ImageReferenceMoved => &[],
+        // Escape to Host.
+        Kind::Posture => &["T1611"],
         // That bytes could not be compared is nobody's technique.
         Kind::ContentUnverifiable => &[],
     }

@@ -11,7 +11,7 @@ pub mod gap;
 pub mod id;
 pub mod journal;
 pub mod log;
-mod redact;
+pub(crate) mod redact;
 
 pub use aggregate::Aggregator;
 pub use build::{NodeFacts, boot_time, build};

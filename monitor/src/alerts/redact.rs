@@ -34,6 +34,11 @@ pub(super) fn redact(arguments: &[Vec<u8>]) -> Vec<Vec<u8>> {
     redacted
 }
 
+/// Whether a variable, as `NAME=value`, holds a secret.
+pub(crate) fn holds_secret(variable: &[u8]) -> bool {
+    scan(variable, false) != variable
+}
+
 /// Whether the argument after `flag` is a secret.
 fn takes_secret(program: &[u8], flag: &[u8]) -> bool {
     if flag.starts_with(b"-") && flag.iter().all(|&byte| is_name(byte)) && is_secret_name(flag) {

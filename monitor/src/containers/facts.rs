@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Container, ContainerKind, Identity, Pod, cgroup};
+use super::{Container, ContainerKind, Identity, Pod, cgroup, posture::Posture};
 use crate::{containerd::ContainerRecord, digest::Digest};
 
 /// Labels of a pod; of more some are left out.
@@ -220,6 +220,7 @@ impl Facts {
                 snapshot_key: record.snapshot_key,
                 identity: Identity::Pending,
                 image_problem: None,
+                posture: Posture::of(&record.spec).map(Arc::new),
                 created_unix_ns: record.created_unix_ns,
                 task: None,
             },

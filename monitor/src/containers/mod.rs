@@ -7,6 +7,7 @@ pub mod hierarchy;
 pub mod identity;
 pub mod inventory;
 mod meant;
+pub mod posture;
 pub mod processes;
 pub mod procfs;
 mod resolve;
@@ -16,6 +17,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 pub use meant::meant;
 
+use self::posture::Posture;
 use crate::digest::Digest;
 
 /// A container as the agent knows it. Replaced as a whole when something of it changes, so that
@@ -47,6 +49,8 @@ pub struct Container {
     /// Why the image that its reference stands for could not be read, where that left the identity
     /// open.
     pub image_problem: Option<ImageProblem>,
+    /// With how much privilege it is started, where its spec says so.
+    pub posture: Option<Arc<Posture>>,
     /// What is known once its task exists.
     pub task: Option<Task>,
 }

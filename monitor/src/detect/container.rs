@@ -55,6 +55,18 @@ pub fn contents_unavailable(
     )
 }
 
+/// `posture`, of which the rule that adds it says how severe it is.
+pub fn posture(container: &Arc<Container>, time_boot_ns: u64, details: String) -> Finding {
+    about(
+        container,
+        time_boot_ns,
+        Kind::Posture,
+        Severity::Medium,
+        String::new(),
+        details,
+    )
+}
+
 /// A finding about a container as a whole.
 pub(super) fn about(
     container: &Arc<Container>,

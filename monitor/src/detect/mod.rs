@@ -9,6 +9,7 @@ pub mod jit;
 pub mod modified;
 pub mod open;
 pub mod participant;
+pub mod posture;
 pub mod role;
 pub mod script;
 pub mod unexpected;
@@ -62,6 +63,8 @@ pub enum Kind {
     ImageBaseDenied,
     /// The reference of a container's image stands for another image now.
     ImageReferenceMoved,
+    /// A container is started with what a policy does not allow.
+    Posture,
     /// Bytes could not be compared.
     ContentUnverifiable,
     /// A peer was reached for that hands out credentials or rules over containers.
@@ -96,6 +99,7 @@ impl Kind {
             Self::ImageRegistryUntrusted => "image_registry_untrusted",
             Self::ImageBaseDenied => "image_base_denied",
             Self::ImageReferenceMoved => "image_reference_moved",
+            Self::Posture => "posture",
             Self::ContentUnverifiable => "content_unverifiable",
             Self::ConnectSensitive => "connect_sensitive",
             Self::ExecUnexpected => "exec_unexpected",

@@ -55,7 +55,7 @@ const CREDENTIALS: [&str; 12] = [
 pub fn facts(posture: &Posture, is_pinned: bool, contents: Option<&Contents>) -> Value {
     let has = |path: &&str| {
         let found = contents.and_then(|contents| contents.resolve(path.as_bytes()));
-        found.is_some_and(|(_, found)| matches!(found.entry.kind, EntryKind::File(_)))
+        found.is_some_and(|(_, found)| matches!(found.kind, EntryKind::File { .. }))
     };
     let present = |paths: &[&'static str]| -> Vec<&'static str> {
         paths.iter().copied().filter(|path| has(&path)).collect()
@@ -70,4 +70,38 @@ pub fn facts(posture: &Posture, is_pinned: bool, contents: Option<&Contents>) ->
         facts.insert("credentialFiles".to_owned(), json!(credentials));
     }
     facts
+}
+
+/// The same for people: what is there of it, in words.
+pub fn words(facts: &Value) -> String {
+    let is = |name: &str, value: bool| facts.get(name) == Some(&json!(value));
+    let flags = [
+        (is("privileged", true), "privileged"),
+        (is("root", true), "as root"),
+        (
+            is("writableRoot", true),
+            "with a root filesystem that can be written to",
+        ),
+        (is("seccomp", false), "without seccomp"),
+        (is("noNewPrivileges", false), "without no_new_privileges"),
+        (is("digestPinned", false), "by a reference without a digest"),
+    ];
+    let lists = [
+        ("hostNamespaces", "in the host's namespaces"),
+        ("addedCapabilities", "with"),
+        ("runtimeSockets", "with a runtime's socket in"),
+        ("secrets", "with secrets in the variables"),
+        ("shells", "with the shells"),
+        ("packageManagers", "with the package managers"),
+        ("credentialFiles", "with credentials in"),
+    ];
+    let flags = flags.into_iter().filter(|(is, _)| *is);
+    let lists = lists.into_iter().filter_map(|(name, what)| {
+        let names: Vec<&str> = (facts.get(name)?.as_array()?.iter())
+            .filter_map(Value::as_str)
+            .collect();
+        (!names.is_empty()).then(|| format!("{what} {}", names.join(", ")))
+    });
+    let words: Vec<String> = flags.map(|(_, it)| it.to_owned()).chain(lists).collect();
+    format!("started {}", words.join("; "))
 }

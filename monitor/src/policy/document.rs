@@ -72,6 +72,8 @@ pub enum On {
     Open,
     /// A peer that is reached for: adds `connect_sensitive`.
     Connect,
+    /// A container, and how it was started: adds `posture`.
+    Container,
     /// A finding, of whatever kind: changes its severity.
     Finding,
 }
@@ -83,6 +85,7 @@ impl On {
             Self::Exec => "exec",
             Self::Open => "open",
             Self::Connect => "connect",
+            Self::Container => "container",
             Self::Finding => "finding",
         }
     }
@@ -95,6 +98,7 @@ impl On {
             Self::Exec => Some(Kind::ExecUnexpected),
             Self::Open => Some(Kind::OpenSensitive),
             Self::Connect => Some(Kind::ConnectSensitive),
+            Self::Container => Some(Kind::Posture),
             Self::Finding => None,
         }
     }
@@ -226,7 +230,7 @@ impl Document {
                     let problem = "a finding keeps its own message; leave message out";
                     return refused(at, problem.to_owned());
                 }
-                (On::Exec | On::Open | On::Connect, None) => {
+                (On::Exec | On::Open | On::Connect | On::Container, None) => {
                     return refused(at, "give the message of what is found".to_owned());
                 }
                 (_, Some(message)) => text(&at, "message", message)?,

@@ -1,4 +1,5 @@
-//! What conditions look at: `event`, `container`, `image` and `process`, as alerts have them.
+//! What conditions look at: `event`, `container`, `image` and `process`, as alerts have them, and of a
+//! container its `posture`.
 
 use monitor_api::{json, v1::Alert};
 use serde_json::{Value, json};
@@ -7,7 +8,7 @@ use super::{Added, On};
 use crate::detect::Kind;
 
 /// The names that a condition can look at.
-pub const NAMES: [&str; 4] = ["event", "container", "image", "process"];
+pub const NAMES: [&str; 5] = ["event", "container", "image", "process", "posture"];
 
 /// Whether there is such a name.
 pub fn is_known(name: &str) -> bool {
@@ -26,6 +27,7 @@ pub fn of(on: On, alert: &Alert, access: Option<&str>) -> Value {
                 On::Exec => json!("exec"),
                 On::Open => json!("open"),
                 On::Connect => json!("connect"),
+                On::Container => json!("container"),
                 On::Finding => kind,
             },
             "severity": part("severity"),
@@ -45,7 +47,17 @@ pub fn of(on: On, alert: &Alert, access: Option<&str>) -> Value {
         "container": part("container"),
         "image": part("image"),
         "process": process(part("process")),
+        "posture": null,
     })
+}
+
+/// What a condition looks at of a container and of how it was started.
+pub fn of_container(alert: &Alert, posture: Value) -> Value {
+    let mut facts = of(On::Container, alert, None);
+    if let Some(facts) = facts.as_object_mut() {
+        facts.insert("posture".to_owned(), posture);
+    }
+    facts
 }
 
 /// What conditions look at of the finding that a rule adds, from the facts of the act.

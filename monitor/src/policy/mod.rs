@@ -32,7 +32,7 @@ pub const DEFAULT: &str = include_str!("../../policies/default.yaml");
 pub enum PolicyError {
     /// A condition.
     #[error(
-        "{at}: the condition is refused: {error}. It is CEL over event, container, image and process"
+        "{at}: the condition is refused: {error}. It is CEL over event, container, image, process and posture"
     )]
     Condition {
         /// Where: `POLICY.RULE`.

@@ -47,6 +47,7 @@ pub(in crate::alerts) fn finding() -> Finding {
                 labels: Arc::default(),
             }),
             image_problem: None,
+            posture: None,
             created_unix_ns: 0,
             runtime: String::new(),
             image_reference: Some("web:1".to_owned()),

@@ -89,6 +89,7 @@ pub(crate) fn container() -> Arc<Container> {
         snapshot_key: String::new(),
         identity: Identity::None,
         image_problem: None,
+        posture: None,
         created_unix_ns: 0,
         task: Some(Task {
             pid: 10,
