@@ -16,7 +16,7 @@ use crate::{
     files::{self, ReadError},
     outputs,
     profile::Ending,
-    registry,
+    provenance, registry,
 };
 
 /// Bytes of a configuration file; a longer one is refused.
@@ -59,6 +59,8 @@ pub struct Config {
     pub output: Vec<outputs::Settings>,
     /// Whether and how registries are asked for blobs that containerd does not have.
     pub registry: registry::Options,
+    /// With which keys images' signatures are checked.
+    pub provenance: provenance::Options,
     /// Which policies are in force.
     pub policy: Policies,
     /// How behaviour profiles are learned, and where more of them lie.
@@ -193,6 +195,7 @@ impl Default for Config {
             collector: None,
             output: Vec::new(),
             registry: registry::Options::default(),
+            provenance: provenance::Options::default(),
             policy: Policies::default(),
             profile: Profiles::default(),
             approval: Approval::default(),
@@ -253,6 +256,9 @@ pub enum ValueError {
     /// Outputs that make no sense.
     #[error("output: {0}")]
     Output(#[from] outputs::SettingsError),
+    /// Keys that make no sense.
+    #[error("provenance.keys: {0}")]
+    Keys(#[from] provenance::OptionsError),
     /// Nothing where something is needed.
     #[error("{0} is empty; leave it out, or give a value")]
     Empty(&'static str),
@@ -325,6 +331,7 @@ impl Config {
             return Err(ValueError::NotLocal(address));
         }
         outputs::check(&self.output)?;
+        self.provenance.check()?;
         if let Some(collector) = &self.collector {
             collector.check()?;
         }
@@ -358,6 +365,8 @@ impl Config {
         let profiles = self.profile.directory.iter();
         let policies = self.policy.directory.iter();
         let approvals = self.approval.directory.iter();
+        let keys = self.provenance.keys.iter().map(|key| &key.file);
+        let signatures = self.provenance.folder.iter();
         let paths = [
             ("containerd", &self.containerd),
             ("state", &self.state),
@@ -370,6 +379,8 @@ impl Config {
             .chain(policies.map(|path| ("policy.directory", path)))
             .chain(profiles.map(|path| ("profile.directory", path)))
             .chain(approvals.map(|path| ("approval.directory", path)))
+            .chain(keys.map(|path| ("provenance.keys.file", path)))
+            .chain(signatures.map(|path| ("provenance.folder", path)))
         {
             if !path.is_absolute() {
                 return Err(ValueError::Relative {
@@ -420,6 +431,22 @@ mod tests {
         );
         check("registry.credentials = 'a'", Err("registry.credentials"));
         check("registry.insecure = true", Err("`plain_http`"));
+        let key = "[[provenance.keys]]\nname = 'a'\nfile = '/a'\nrepositories = ['a/*']\n";
+        check(key, Ok(""));
+        check(
+            &format!(
+                "{key}not_after = '2027-01-01T00:00:00Z'\nrevoked = true\ncheck_reference = true"
+            ),
+            Ok(""),
+        );
+        check(&format!("{key}not_after = 'x'"), Err("line 5"));
+        check(&format!("{key}until = 'x'"), Err("`not_after`"));
+        check(&key.replace("'/a'", "'a'"), Err("not an absolute path"));
+        check(&key.replace("'a/*'", ""), Err("no repository"));
+        check(&key.repeat(2), Err("another key's"));
+        check(&key.repeat(65), Err("at most 64"));
+        check(&key.replace("file", "path"), Err("`repositories`"));
+        check("provenance.folder = 'a'", Err("provenance.folder"));
         check("metrics = 'localhost'", Err("metrics = 'localhost'"));
         check("listen = []", Err("listen is empty"));
         check("node = ''", Err("node is empty"));

@@ -92,22 +92,39 @@ impl Registry {
                 continue;
             }
             if kind.contains("manifest") {
-                let path = format!("/v2/{name}/manifests/{digest}");
-                self.ask("PUT", &path, kind, bytes)?;
+                self.put_manifest(name, digest, kind, bytes)?;
                 continue;
             }
-            let head = self.ask("POST", &format!("/v2/{name}/blobs/uploads/"), "", &[])?;
-            let place = head
-                .lines()
-                .find_map(|line| line.strip_prefix("Location: "))
-                .with_context(|| format!("no place for a blob: {head}"))?;
-            let path = place
-                .split_once(&self.address.to_string())
-                .map_or(place, |(_, path)| path);
-            let path = format!("{path}&digest={digest}");
-            self.ask("PUT", &path, "application/octet-stream", bytes)?;
+            self.put_blob(name, digest, bytes)?;
         }
         Ok(())
+    }
+
+    /// Stores a manifest of a repository, by its digest or a tag.
+    pub fn put_manifest(
+        &self,
+        name: &str,
+        reference: &str,
+        kind: &str,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let path = format!("/v2/{name}/manifests/{reference}");
+        self.ask("PUT", &path, kind, bytes).map(drop)
+    }
+
+    /// Stores a blob of a repository.
+    pub fn put_blob(&self, name: &str, digest: &str, bytes: &[u8]) -> Result<()> {
+        let head = self.ask("POST", &format!("/v2/{name}/blobs/uploads/"), "", &[])?;
+        let place = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Location: "))
+            .with_context(|| format!("no place for a blob: {head}"))?;
+        let path = place
+            .split_once(&self.address.to_string())
+            .map_or(place, |(_, path)| path);
+        let path = format!("{path}&digest={digest}");
+        self.ask("PUT", &path, "application/octet-stream", bytes)
+            .map(drop)
     }
 
     /// Where it keeps a blob.

@@ -12,14 +12,14 @@ use std::{
 
 use bytes::Bytes;
 use containerd_client::services::v1::{
-    InfoRequest, PluginsRequest, ReadContentRequest, ReadContentResponse,
+    InfoRequest, ListContentRequest, PluginsRequest, ReadContentRequest, ReadContentResponse,
     content_client::ContentClient, introspection_client::IntrospectionClient,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 
-use super::{Client, ContainerdError, MESSAGE_BYTES_MAX, within};
+use super::{Client, ContainerdError, MESSAGE_BYTES_MAX, bounded, call, next, within};
 use crate::{
     digest::Digest,
     image::{
@@ -73,7 +73,40 @@ async fn open(client: Client, namespace: String, digest: Digest) -> Result<State
     Ok(State::Service(Box::new(stream.into_inner())))
 }
 
+/// What containerd labels manifests with, so that what they name is kept: of images, of other artifacts,
+/// and of what a client put there by itself.
+const MANIFEST_LABELS: [&str; 3] = [
+    "containerd.io/gc.ref.content.config",
+    "containerd.io/gc.ref.content.0",
+    "containerd.io/gc.root",
+];
+
 impl Client {
+    /// Digests of what may be manifests in a namespace, of at most `bytes_max` bytes each.
+    pub async fn manifests(
+        &self,
+        namespace: &str,
+        bytes_max: u64,
+    ) -> Result<Vec<Digest>, ContainerdError> {
+        let what = || format!("list manifests of namespace {namespace:?}");
+        let filters = MANIFEST_LABELS.map(|label| format!("labels.\"{label}\""));
+        let request = ListContentRequest {
+            filters: filters.to_vec(),
+        };
+        let mut service =
+            ContentClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut stream = call(what, service.list(within(namespace, request)?)).await?;
+        let mut digests = Vec::new();
+        while let Some(message) = next(what, &mut stream).await? {
+            bounded("manifests", digests.len())?;
+            let infos = message.info.into_iter();
+            let small =
+                infos.filter(|info| u64::try_from(info.size).is_ok_and(|it| it <= bytes_max));
+            digests.extend(small.filter_map(|info| info.digest.parse::<Digest>().ok()));
+        }
+        Ok(digests)
+    }
+
     /// Where containerd keeps its blobs, if it says so.
     async fn content_root(&self) -> Option<&PathBuf> {
         let asked = self.content_root.get_or_try_init(|| async {

@@ -30,7 +30,6 @@ use super::{
     challenge::{self, Challenge},
     credentials::{self, Credentials, secret},
 };
-use crate::{digest::Digest, image::blobs::Part};
 
 /// Bytes of an answer's head, and of a chunk of its body.
 pub(super) const BUFFER_BYTES_MAX: usize = 64 << 10;
@@ -64,17 +63,20 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
 pub(super) type Authorization = Arc<Mutex<Option<HeaderValue>>>;
 
 /// What was asked for cannot be had.
-enum Problem {
+pub(super) enum Problem {
     /// Another try may help.
     Passing(String),
     /// It will not.
     Lasting(String),
+    /// There is no such thing.
+    Missing,
 }
 
 impl Problem {
-    fn into_reason(self) -> String {
+    pub(super) fn into_reason(self) -> String {
         match self {
             Self::Passing(reason) | Self::Lasting(reason) => reason,
+            Self::Missing => format!("answered {}", StatusCode::NOT_FOUND),
         }
     }
 }
@@ -112,7 +114,8 @@ impl Body {
         }
     }
 
-    async fn whole(mut self, bytes_max: usize) -> Result<Vec<u8>, String> {
+    /// All of it, if that is at most `bytes_max` bytes.
+    pub(super) async fn whole(mut self, bytes_max: usize) -> Result<Vec<u8>, String> {
         let mut whole = Vec::new();
         while let Some(chunk) = self.next().await? {
             if whole.len().saturating_add(chunk.len()) > bytes_max {
@@ -125,26 +128,23 @@ impl Body {
 }
 
 impl Remote {
-    /// Asks for a blob until it is answered or asking again makes no sense.
-    pub(super) async fn get(&self, part: Part, digest: &Digest) -> Result<Body, String> {
+    /// Asks for what has this path in the repository (`blobs/DIGEST`) until it is answered or asking
+    /// again makes no sense.
+    pub(super) async fn get(&self, path: &str) -> Result<Body, Problem> {
         let mut pauses = self.registry.0.limits.pauses.iter();
         loop {
-            match (self.ask(part, digest).await, pauses.next()) {
+            match (self.ask(path).await, pauses.next()) {
                 (Ok(body), _) => return Ok(body),
                 (Err(Problem::Passing(_)), Some(pause)) => sleep(*pause).await,
-                (Err(problem), _) => return Err(problem.into_reason()),
+                (Err(problem), _) => return Err(problem),
             }
         }
     }
 
-    async fn ask(&self, part: Part, digest: &Digest) -> Result<Body, Problem> {
-        let kind = match part {
-            Part::Manifest => "manifests",
-            Part::Config | Part::Layer { .. } => "blobs",
-        };
+    async fn ask(&self, path: &str) -> Result<Body, Problem> {
         let authority = self.repository.authority();
         let url = format!(
-            "{}://{authority}/v2/{}/{kind}/{digest}",
+            "{}://{authority}/v2/{}/{path}",
             self.registry.0.scheme(authority),
             self.repository.name()
         );
@@ -360,6 +360,9 @@ trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 fn answered(status: StatusCode) -> Problem {
+    if status == StatusCode::NOT_FOUND {
+        return Problem::Missing;
+    }
     let reason = format!("answered {status}");
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
         Problem::Passing(reason)

@@ -6,6 +6,7 @@
 mod challenge;
 mod client;
 mod credentials;
+mod documents;
 mod repository;
 
 use std::{
@@ -23,7 +24,10 @@ use serde::Deserialize;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
-pub use self::repository::{Repository, RepositoryError, host};
+pub use self::{
+    documents::{Documents, Unanswered},
+    repository::{Repository, RepositoryError, host},
+};
 use crate::{
     digest::Digest,
     files,
@@ -130,11 +134,20 @@ impl Registry {
 
     /// The blobs of one repository.
     pub fn origin(&self, repository: Repository) -> Arc<dyn Origin> {
-        Arc::new(Remote {
+        Arc::new(self.remote(repository))
+    }
+
+    /// The documents of one repository.
+    pub fn documents(&self, repository: Repository) -> Documents {
+        Documents(self.remote(repository))
+    }
+
+    fn remote(&self, repository: Repository) -> Remote {
+        Remote {
             registry: self.clone(),
             repository,
             authorization: Arc::default(),
-        })
+        }
     }
 
     /// Bytes of blobs that registries have sent.
@@ -183,7 +196,12 @@ impl Remote {
         digest: &Digest,
         sender: &mpsc::Sender<Result<Bytes, BlobError>>,
     ) -> Result<(), String> {
-        let mut body = self.get(part, digest).await?;
+        let kind = match part {
+            Part::Manifest => "manifests",
+            Part::Config | Part::Layer { .. } => "blobs",
+        };
+        let body = self.get(&format!("{kind}/{digest}")).await;
+        let mut body = body.map_err(client::Problem::into_reason)?;
         // The size of a document that is asked for by its digest need not be known.
         let is_exact = matches!(part, Part::Layer { .. });
         let bytes = bytes_max(part);
@@ -225,6 +243,10 @@ fn time_max(part: Part) -> Duration {
 fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     files::read(path, FILE_BYTES_MAX).map_err(|error| FileError::new(path, error))
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+pub(crate) mod fake;
 
 #[cfg(test)]
 #[expect(

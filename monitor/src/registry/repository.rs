@@ -4,6 +4,8 @@
 const REFERENCE_BYTES_MAX: usize = 1024;
 
 const DOCKER_HUB: &str = "docker.io";
+/// The same, as tools written with go-containerregistry name it.
+const DOCKER_HUB_INDEX: &str = "index.docker.io";
 
 /// A reference names nothing that could be asked.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -36,6 +38,10 @@ impl Repository {
         let rest = below
             .and_then(|rest| rest.strip_prefix('/'))
             .unwrap_or(text);
+        let registry = match registry {
+            DOCKER_HUB_INDEX => DOCKER_HUB,
+            other => other,
+        };
         // The registry's port stands before.
         let mut name = rest.split(':').next().unwrap_or_default().to_owned();
         if registry == DOCKER_HUB && !name.contains('/') {

@@ -1,120 +1,27 @@
-use std::{
-    fs,
-    sync::{Arc, Mutex},
-};
+use std::{fs, sync::Arc};
 
-use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rcgen::CertifiedKey;
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
-use tempfile::TempDir;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::TcpListener,
-};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::StreamExt as _;
 
-use super::*;
+use super::{
+    fake::{Answer, Fake, generated, headed, text},
+    *,
+};
 use crate::image::manifest::digest_of;
 
 const BLOB: &[u8] = b"bytes";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbytes";
 
-/// What a registry does with a request.
-enum Answer {
-    /// Sends this and closes.
-    Text(String),
-    /// Sends this, then more and more.
-    Endless(String, &'static str),
-    /// Sends this and then nothing.
-    Silent(String),
-}
-
-fn text(answer: impl Into<String>) -> Answer {
-    Answer::Text(answer.into())
-}
-
-fn headed(status: &str, header: &str) -> Answer {
-    text(format!(
-        "HTTP/1.1 {status}\r\n{header}\r\nContent-Length: 0\r\n\r\n"
-    ))
-}
-
-type Answers = dyn Fn(&str, usize) -> Answer + Send + Sync;
-
-/// A registry on loopback, which answers by a request's head and how many came before.
-struct Fake {
-    authority: String,
-    asked: Arc<Mutex<Vec<String>>>,
-    directory: TempDir,
-    plain_http: Vec<String>,
-}
-
 impl Fake {
-    async fn start(answers: impl Fn(&str, usize) -> Answer + Send + Sync + 'static) -> Self {
-        Self::start_at("127.0.0.1", None, answers).await
-    }
-
-    async fn start_at(
-        host: &str,
-        tls: Option<TlsAcceptor>,
-        answers: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
-    ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let authority = format!("{host}:{}", listener.local_addr().unwrap().port());
-        let asked = Arc::<Mutex<Vec<String>>>::default();
-        let (answers, noted): (Arc<Answers>, _) = (Arc::new(answers), Arc::clone(&asked));
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (answers, noted, tls) = (Arc::clone(&answers), Arc::clone(&noted), tls.clone());
-                tokio::spawn(async move {
-                    match tls {
-                        None => serve(stream, &*answers, &noted).await,
-                        Some(tls) => {
-                            if let Ok(stream) = tls.accept(stream).await {
-                                serve(stream, &*answers, &noted).await;
-                            }
-                        }
-                    }
-                });
-            }
-        });
-        let directory = tempfile::tempdir().unwrap();
-        let fake = Self {
-            plain_http: vec![authority.clone()],
-            authority,
-            asked,
-            directory,
-        };
-        fs::write(fake.ca(), generated().cert.pem()).unwrap();
-        fake
-    }
-
-    fn ca(&self) -> PathBuf {
-        self.directory.path().join("ca.pem")
-    }
-
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
-    }
-
     async fn fetch(&self, part: Part, credentials: Option<&str>) -> Result<Vec<u8>, String> {
         let credentials = credentials.map(|text| {
             let path = self.directory.path().join("config.json");
             fs::write(&path, text.replace("HOST", &self.authority)).unwrap();
             path
         });
-        let options = Options {
-            enabled: true,
-            credentials,
-            ca: self.ca(),
-            plain_http: self.plain_http.clone(),
-        };
-        let limits = client::Limits {
-            connect: Duration::from_secs(20),
-            silence: Duration::from_millis(500),
-            pauses: [Duration::from_millis(1); 2],
-        };
-        let registry = Registry::within(&options, limits).unwrap();
+        let registry = self.registry(credentials);
         let reference = format!("{}/some/thing:1", self.authority);
         let origin = registry.origin(Repository::of(&reference).unwrap());
         let mut stream = origin.open(part, &digest_of(BLOB));
@@ -125,47 +32,6 @@ impl Fake {
         }
         Ok(bytes)
     }
-}
-
-async fn serve(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    answers: &Answers,
-    noted: &Mutex<Vec<String>>,
-) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read_u8().await {
-            Ok(byte) => head.push(byte),
-            Err(_) => return,
-        }
-    }
-    let head = String::from_utf8(head).unwrap();
-    let before = {
-        let mut noted = noted.lock().unwrap();
-        noted.push(head.clone());
-        noted.len() - 1
-    };
-    // Whoever has had enough goes away.
-    let _ = match answers(&head, before) {
-        Answer::Text(text) => {
-            let _ = stream.write_all(text.as_bytes()).await;
-            stream.shutdown().await
-        }
-        Answer::Endless(text, more) => {
-            let _ = stream.write_all(text.as_bytes()).await;
-            let more = more.repeat(1000);
-            while stream.write_all(more.as_bytes()).await.is_ok() {}
-            Ok(())
-        }
-        Answer::Silent(text) => {
-            let _ = stream.write_all(text.as_bytes()).await;
-            stream.read_u8().await.map(drop)
-        }
-    };
-}
-
-fn generated() -> CertifiedKey<rcgen::KeyPair> {
-    generate_simple_self_signed(["localhost".to_owned()]).unwrap()
 }
 
 const LAYER: Part = Part::Layer { bytes: 5 };
@@ -486,6 +352,10 @@ fn a_reference_names_a_repository_or_is_refused() {
     check("[::1]:5000/b", Some(("[::1]:5000", "b")));
     check("nginx:1", Some(("registry-1.docker.io", "library/nginx")));
     check("a/nginx", Some(("registry-1.docker.io", "a/nginx")));
+    check(
+        "index.docker.io/library/nginx",
+        Some(("registry-1.docker.io", "library/nginx")),
+    );
     check("a.example/", None);
     check("a.example/../b", None);
     check("a.example/b?c", None);
