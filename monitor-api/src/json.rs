@@ -105,6 +105,24 @@ pub fn approval(approval: &v1::Approval) -> Value {
     })
 }
 
+/// What became of the signatures of an image.
+fn signature(signature: &v1::verify_approval_response::Signature) -> Value {
+    let attestations = signature.attestations.iter().map(|it| {
+        json!({
+            "digest": it.digest,
+            "kind": it.kind,
+            "target": it.target,
+        })
+    });
+    json!({
+        "state": signature.state,
+        "reason": signature.reason,
+        "required": signature.required,
+        "attestations": attestations.collect::<Vec<_>>(),
+        "down": signature.down,
+    })
+}
+
 /// Whether an image may run.
 pub fn approval_of(found: &v1::VerifyApprovalResponse) -> Value {
     let verdict = |verdict: &v1::verify_approval_response::Verdict| {
@@ -113,6 +131,7 @@ pub fn approval_of(found: &v1::VerifyApprovalResponse) -> Value {
             "state": verdict.state,
             "approval": verdict.approval.as_ref().map(approval),
             "may_run": verdict.may_run,
+            "signature": verdict.signature.as_ref().map(signature),
         })
     };
     json!({

@@ -14,10 +14,12 @@ use sha2::{Digest as _, Sha256};
 use sigstore::crypto::{SigStoreSigner, SigningScheme};
 use tar::{EntryType, Header};
 use tests::{
-    containerd::Containerd,
+    alerts::text,
+    containerd::{Containerd, Run},
     image::{self, Image},
     registry::{PASSWORD, Registry, USER, credentials},
     require,
+    world::{BASE, World},
 };
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -298,4 +300,61 @@ async fn signatures_are_found_in_a_registry() -> Result<()> {
     ensure!(provenance.refresh().await == 2);
     check("it is signed by the key \"release\", which is revoked").await?;
     containerd.remove()
+}
+
+#[test]
+fn what_runs_without_a_valid_signature_is_told() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let directory = tempfile::tempdir()?;
+    let signer = Signer::new()?;
+    let key = directory.path().join("release.pub");
+    fs::write(&key, signer.public()?)?;
+    let config = format!(
+        "[[provenance.keys]]\nname = 'release'\nfile = {:?}\nrepositories = ['example.invalid/*']\n",
+        key.display().to_string()
+    );
+    let signed = Image::build(
+        "example.invalid/signed:1",
+        &[image::base_layer()?],
+        &image::base_config(),
+    )?;
+    let world = World::start_configured(&config, |containerd| {
+        containerd.import(&signed)?;
+        let hex = signed.manifest_digest.trim_start_matches("sha256:");
+        let name = format!("example.invalid/signed:sha256-{hex}.sig");
+        let artifact = signer.simple(&signed.manifest_digest)?;
+        artifact.import(containerd, &name, directory.path())
+    })?;
+    let start = |image: &str, id: &str| {
+        let run = Run::new(image, id).arguments(["/bin/sleep", "600"]);
+        world.containerd.start_container(&run)
+    };
+    let told = |id: &str, words: &str| {
+        world.alerts.wait_for(words, |alert| {
+            text(alert, "/container/id") == Some(id)
+                && text(alert, "/kind") == Some("image_unsigned")
+                && text(alert, "/details/reason").is_some_and(|it| it.contains(words))
+        })
+    };
+    start(&signed.reference, "signed")?;
+    start(BASE, "unsigned")?;
+    let alert = told("unsigned", "it has no signature")?;
+    ensure!(text(&alert, "/severity") == Some("high"), "{alert:#}");
+    let verify = |image: &str| -> Result<(Option<i32>, Value)> {
+        let mut command = world.daemon.monitorctl_command()?;
+        let said = command.args(["approval", "verify", image, "-o", "json"]);
+        let said = said.output()?;
+        Ok((said.status.code(), serde_json::from_slice(&said.stdout)?))
+    };
+    for (image, status, state) in [(&*signed.reference, 0, "valid"), (BASE, 4, "missing")] {
+        let (exit, said) = verify(image)?;
+        ensure!(exit == Some(status), "{exit:?}: {said:#}");
+        let own = text(&said, "/verdicts/0/signature/state");
+        ensure!(own == Some(state), "{said:#}");
+    }
+    ensure!(world.alerts.of("signed").is_empty(), "the signed one");
+    // A key whose file is gone is revoked.
+    fs::remove_file(&key)?;
+    told("signed", "which is revoked")?;
+    Ok(())
 }

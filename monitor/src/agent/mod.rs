@@ -21,6 +21,7 @@ mod probe;
 mod profiles;
 mod query;
 mod runtime;
+mod signatures;
 mod sourced;
 mod state;
 mod turns;
@@ -63,6 +64,7 @@ use crate::{
     image::store::ImageStore,
     metrics,
     outputs::Outputs,
+    provenance::Provenance,
     registry::Registry,
     sensor::{
         Sensor,
@@ -124,6 +126,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .then(|| Registry::new(&config.registry))
         .transpose()?;
     let images = ImageStore::open(&config.state.join("layers"), Arc::new(client.clone()))?;
+    let (options, of_images) = (config.provenance.clone(), client.clone());
+    let asked = registry.clone();
+    let provenance =
+        tokio::task::spawn_blocking(move || Provenance::new(&options, Some(of_images), asked));
+    let provenance = provenance.await.context("cannot read the keys")??;
+    let signatures = signatures::Signatures::new(provenance.clone());
     let contents = Arc::new(contents::ContentsReader::new(
         images,
         client.clone(),
@@ -226,7 +234,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         boot: boot_id(),
         listings,
         ready: ready_in,
-        state: state::State::new(&log.recent(), profiles, policies, approvals),
+        state: state::State::new(&log.recent(), profiles, policies, approvals, signatures),
     };
     let inputs = owner::Inputs {
         events,
@@ -246,6 +254,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         queries: queries_in,
         references,
         contents,
+        provenance,
         containerd_address,
         watched_since,
         comparisons: Arc::new(Semaphore::new(verify::COMPARISONS_MAX)),

@@ -24,6 +24,7 @@ use crate::{
         store::Stats,
     },
     outputs::Outputs,
+    provenance::Provenance,
     sensor::{
         account::Account,
         hooks::{self, Choice},
@@ -42,6 +43,7 @@ pub(super) struct NodeView {
     pub(super) queries: mpsc::Sender<Query>,
     pub(super) references: watch::Receiver<Arc<[Reference]>>,
     pub(super) contents: Arc<ContentsReader>,
+    pub(super) provenance: Provenance,
     pub(super) containerd_address: PathBuf,
     /// When the hooks were attached.
     pub(super) watched_since: Timestamp,

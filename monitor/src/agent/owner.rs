@@ -446,6 +446,7 @@ impl Owner {
         self.check_self();
         self.profile_tick();
         self.policy_tick(false);
+        self.signature_tick();
         self.approval_tick();
     }
 

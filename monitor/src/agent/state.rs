@@ -22,6 +22,7 @@ use super::{
     policies,
     profiles::{Found, Profiles, Seeded},
     query::Connection,
+    signatures::Signatures,
     sourced::Sourced,
     turns::Turns,
     usage::Usages,
@@ -38,6 +39,7 @@ use crate::{
     digest::Sha256,
     files::Folder,
     image::{contents::Contents, error::ContentsError},
+    provenance,
     sensor::event::{Code, Connect, Exec, FileUse, Open, Process, ProcessId, Receipt},
 };
 
@@ -135,6 +137,7 @@ pub(super) struct State {
     pub(super) profiles: Profiles,
     pub(super) policies: policies::State,
     pub(super) approvals: approvals::State,
+    pub(super) signatures: Signatures,
     pub(super) uses_in_flight: HashSet<Id>,
     pub(super) counts: EventCounts,
     pub(super) changes: ChangeCounts,
@@ -162,6 +165,7 @@ impl State {
         profiles: Profiles,
         policies: policies::State,
         approvals: approvals::State,
+        signatures: Signatures,
     ) -> Self {
         let mut changes_told = LruCache::new(CHANGES_TOLD_MAX);
         for (path, told) in alerts.iter().filter_map(|alert| told_before(alert)) {
@@ -189,6 +193,7 @@ impl State {
             profiles,
             policies,
             approvals,
+            signatures,
             uses_in_flight: HashSet::new(),
             counts: EventCounts::default(),
             changes: ChangeCounts::default(),
@@ -224,6 +229,10 @@ pub(super) enum Done {
     Written(u64),
     /// What the folder of profiles holds.
     Folder(Box<(Folder, Option<Found>)>),
+    /// The files of keys were read anew, if it was time; the number of those in force.
+    Keys(u64),
+    /// What is known of an image's signatures.
+    Signature(Box<provenance::Subject>, Arc<provenance::Verdict>),
     /// A container, and what its image holds, for rules about how it was started.
     Posture(Arc<Container>, Option<Arc<Contents>>),
     /// What the folder of approvals holds.

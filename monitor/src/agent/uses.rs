@@ -373,6 +373,10 @@ impl Owner {
                 self.profile_seed(&self.present(&container), &contents);
                 self.posture_weigh(&self.present(&container), Some(&contents));
             }
+            Ok((_, Done::Keys(generation))) => self.signature_keys(generation),
+            Ok((_, Done::Signature(subject, verdict))) => {
+                self.signature_known(*subject, verdict);
+            }
             Ok((_, Done::Posture(container, contents))) => {
                 self.posture_weigh(&container, contents.as_deref());
             }

@@ -209,6 +209,7 @@ pub(super) fn rules(kind: Kind) -> &'static str {
         Kind::ConnectSensitive | Kind::OpenSensitive => "sensitive",
         Kind::ExecUnexpected | Kind::OpenUnexpected | Kind::ConnectUnexpected => "profile",
         Kind::ImageUnapproved
+        | Kind::ImageUnsigned
         | Kind::ImageRegistryUntrusted
         | Kind::ImageBaseDenied
         | Kind::ImageReferenceMoved => "approval",
@@ -252,7 +253,10 @@ fn attack(finding: &Finding) -> &'static [&'static str] {
         // Application Layer Protocol; Non-Standard Port.
         Kind::ConnectUnexpected => &["T1071", "T1571"],
         Kind::ImageFileModified => image_file(finding),
-        Kind::ImageUnknown | Kind::ImageUnapproved | Kind::ImageRegistryUntrusted => &["T1610"],
+        Kind::ImageUnknown
+        | Kind::ImageUnapproved
+        | Kind::ImageUnsigned
+        | Kind::ImageRegistryUntrusted => &["T1610"],
         // Implant Internal Image.
         Kind::ImageBaseDenied => &["T1525"],
         // A newer image under the same tag is what deployments do.

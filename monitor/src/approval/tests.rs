@@ -1,4 +1,8 @@
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use super::*;
 use crate::image::manifest::digest_of;
@@ -174,7 +178,7 @@ fn a_document_is_taken_whole_or_refused_with_its_place() {
             assert_eq!(again, document);
         }
         (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{text}: {error}"),
-        (found, _) => assert!(false, "{text}: {found:?}"),
+        (found, _) => panic!("{text}: {found:?}"),
     };
     let whole = format!("{header}{statement}");
     check(&whole, Ok(()));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use monitor::{agent, config::Config, doctor};
+use monitor::{agent, config::Config, doctor, provenance::Provenance};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 /// Checks that what containers do follows from the image they came from.
@@ -181,13 +181,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Checks a configuration, and the policies and approvals that it names.
+/// Checks a configuration, and the policies, approvals and keys that it names.
 fn check_config(file: &Path) -> anyhow::Result<()> {
     let config = Config::read(file)?;
     agent::check_policies(&config.policy)
         .map_err(|error| anyhow::anyhow!("the policies are refused: {error}"))?;
     agent::check_approvals(&config.approval)
         .map_err(|error| anyhow::anyhow!("the approvals are refused: {error}"))?;
+    Provenance::new(&config.provenance, None, None)?;
     println!("{config:#?}");
     Ok(())
 }

@@ -111,29 +111,35 @@ async fn verify(
     if output.is_json() {
         output.json(&json::approval_of(&found))?;
     } else {
-        let header = ["REPOSITORY", "DIGEST", "STATE", "BY", "REASON"];
+        let header = ["REPOSITORY", "DIGEST", "STATE", "BY", "REASON", "SIGNATURE"];
         let rows = found.verdicts.iter().map(|verdict| {
             let approval = verdict.approval.as_ref();
+            let signature = verdict.signature.as_ref();
             vec![
                 verdict.repository.clone(),
                 found.manifest_digest.clone(),
                 verdict.state.clone(),
                 or_dash(approval.map_or("", |it| &it.by)).to_owned(),
                 or_dash(approval.map_or("", |it| &it.reason)).to_owned(),
+                or_dash(signature.map_or("", |it| &it.reason)).to_owned(),
             ]
         });
         output.table(&header, rows.collect())?;
     }
-    let refused = found.verdicts.iter().find(|verdict| !verdict.may_run);
-    match refused {
-        None => Ok(()),
-        Some(verdict) => Err(Failure::Refused(format!(
-            "{} is {} in {}; `monitorctl approval approve {}@{}` approves it",
-            safe(&image),
-            verdict.state,
-            safe(&verdict.repository),
-            safe(&verdict.repository),
-            found.manifest_digest
-        ))),
-    }
+    let Some(refused) = found.verdicts.iter().find(|verdict| !verdict.may_run) else {
+        return Ok(());
+    };
+    let (image, repository) = (safe(&image), safe(&refused.repository));
+    let signature = refused.signature.as_ref();
+    let unsigned = signature.filter(|it| it.required && it.state != "valid");
+    Err(Failure::Refused(match unsigned {
+        Some(signature) => format!(
+            "{image} needs a signature in {repository}: {}",
+            safe(&signature.reason)
+        ),
+        None => format!(
+            "{image} is {} in {repository}; `monitorctl approval approve {repository}@{}` approves it",
+            refused.state, found.manifest_digest
+        ),
+    }))
 }

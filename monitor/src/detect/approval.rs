@@ -18,12 +18,23 @@ pub struct Facts<'a> {
     pub standing: Standing<'a>,
     /// Unmanaged repositories are denied.
     pub is_default_deny: bool,
+    /// Its repository needs a signature, and it is known to have none that is valid.
+    pub unsigned: Option<Unsigned>,
     /// Its registry is not one of those that are trusted.
     pub untrusted_registry: Option<&'a str>,
     /// It is built on an image that is denied.
     pub denied_base: Option<&'a DeniedBase>,
     /// What its reference stands for now, if that is another image.
     pub moved_to: Option<Digest>,
+}
+
+/// An image without a valid signature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsigned {
+    /// Digest of its manifest.
+    pub manifest: Digest,
+    /// What became of its signatures.
+    pub reason: String,
 }
 
 /// An image that others must not be built on.
@@ -56,6 +67,14 @@ pub fn judge(container: &Arc<Container>, facts: &Facts<'_>, time_boot_ns: u64) -
             reason,
         )
     });
+    let unsigned = facts.unsigned.as_ref().map(|unsigned| {
+        about(
+            Kind::ImageUnsigned,
+            Severity::High,
+            "this container runs an image without a valid signature",
+            format!("{}: {}", unsigned.manifest, unsigned.reason),
+        )
+    });
     let untrusted = facts.untrusted_registry.map(|registry| {
         about(
             Kind::ImageRegistryUntrusted,
@@ -80,7 +99,7 @@ pub fn judge(container: &Arc<Container>, facts: &Facts<'_>, time_boot_ns: u64) -
             format!("it stands for {target}; a container that is created now runs that"),
         )
     });
-    [unapproved, untrusted, denied, moved]
+    [unapproved, unsigned, untrusted, denied, moved]
         .into_iter()
         .flatten()
         .collect()
@@ -147,6 +166,7 @@ mod tests {
             repository: "example.org/web",
             standing,
             is_default_deny: false,
+            unsigned: None,
             untrusted_registry: None,
             denied_base: None,
             moved_to: None,
@@ -197,6 +217,10 @@ mod tests {
             &[("image_unapproved", "approved until 2026-11-28T10:00:00Z")],
         );
         let all = Facts {
+            unsigned: Some(Unsigned {
+                manifest: digest_of(b"manifest"),
+                reason: "it has no signature".to_owned(),
+            }),
             untrusted_registry: Some("evil.example"),
             denied_base: Some(&base),
             moved_to: Some(digest_of(b"b")),
@@ -206,6 +230,7 @@ mod tests {
             all,
             &[
                 ("image_unapproved", "is not approved"),
+                ("image_unsigned", "it has no signature"),
                 ("image_registry_untrusted", "evil.example"),
                 ("image_base_denied", "end of life"),
                 ("image_reference_moved", "it stands for sha256:"),

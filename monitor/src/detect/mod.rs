@@ -57,6 +57,8 @@ pub enum Kind {
     ImageUnknown,
     /// The image of a container is not approved.
     ImageUnapproved,
+    /// The image of a container needs a signature and has none that is valid.
+    ImageUnsigned,
     /// The image of a container comes from a registry that is not trusted.
     ImageRegistryUntrusted,
     /// The image of a container is built on one that is denied.
@@ -96,6 +98,7 @@ impl Kind {
             Self::ImageFileModified => "image_file_modified",
             Self::ImageUnknown => "image_unknown",
             Self::ImageUnapproved => "image_unapproved",
+            Self::ImageUnsigned => "image_unsigned",
             Self::ImageRegistryUntrusted => "image_registry_untrusted",
             Self::ImageBaseDenied => "image_base_denied",
             Self::ImageReferenceMoved => "image_reference_moved",

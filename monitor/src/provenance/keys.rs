@@ -220,6 +220,11 @@ impl Keys {
         Self(keys.collect())
     }
 
+    /// Whether a key is configured for a repository, be it in force or not.
+    pub(super) fn are_for(&self, repository: &str) -> bool {
+        self.0.iter().any(|key| key.counts_for(repository))
+    }
+
     /// What verdicts depend on, of each.
     pub(super) fn state(&self, now: Timestamp) -> Vec<State> {
         self.0.iter().map(|key| key.state(now)).collect()

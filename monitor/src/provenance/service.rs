@@ -97,6 +97,12 @@ impl Provenance {
         lock(&self.0.keys).generation
     }
 
+    /// Whether images of a repository need a signature: a key is configured for it, be it in force or
+    /// not.
+    pub fn is_required(&self, repository: &str) -> bool {
+        lock(&self.0.keys).keys.are_for(repository)
+    }
+
     /// Reads the files of keys anew if that was 10 s ago or longer; gives [`Provenance::generation`]. To
     /// be called now and then.
     pub async fn refresh(&self) -> u64 {

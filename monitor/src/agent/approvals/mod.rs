@@ -19,6 +19,7 @@ use super::{
     node::NodeView,
     owner::Owner,
     query::Query,
+    signatures::Signatures,
     state::{Creation, Done, creation},
 };
 use crate::{
@@ -33,6 +34,7 @@ use crate::{
     detect::{Finding, Kind, approval},
     digest::{Digest, Sha256},
     files::{self, Folder},
+    provenance::{Subject, Verdict},
     registry,
 };
 
@@ -189,7 +191,13 @@ impl State {
     }
 
     /// What is to be said of a container.
-    fn judge(&self, container: &Arc<Container>, known: &Known<'_>, now: Timestamp) -> Vec<Finding> {
+    fn judge(
+        &self,
+        container: &Arc<Container>,
+        known: &Known<'_>,
+        signatures: &Signatures,
+        now: Timestamp,
+    ) -> Vec<Finding> {
         let reference = container.image_reference.as_deref().unwrap_or_default();
         let name = repository(reference);
         let images = known.candidates(container);
@@ -198,6 +206,7 @@ impl State {
             standing: self.in_force.worst(name, &images, now),
             is_default_deny: self.is_default_deny(),
             untrusted_registry: self.untrusted_registry(reference),
+            unsigned: signatures.unsigned(container),
             denied_base: known.denied_base(container, &self.settings.denied_bases),
             moved_to: known.moved_to(container),
         };
@@ -271,7 +280,7 @@ impl Owner {
 
     /// Says what is to be said of running containers and was not said before.
     fn approval_judge(&mut self, now: Timestamp) {
-        let approvals = &mut self.state.approvals;
+        let (approvals, signatures) = (&mut self.state.approvals, &self.state.signatures);
         approvals.is_due = false;
         approvals.changes_at = approvals.in_force.next_change(now);
         let references = Arc::clone(&approvals.references.borrow_and_update());
@@ -284,7 +293,7 @@ impl Owner {
             }
             let before = approvals.told.get(&creation(container));
             let mut own = HashSet::new();
-            for finding in approvals.judge(container, &known, now) {
+            for finding in approvals.judge(container, &known, signatures, now) {
                 let said = (finding.kind, finding.details.clone().unwrap_or_default());
                 if !before.is_some_and(|before| before.contains(&said)) {
                     new.push(finding);
@@ -435,6 +444,7 @@ impl Owner {
                 repository: name.to_owned(),
                 state: standing.name().to_owned(),
                 approval,
+                signature: None,
                 may_run: match standing {
                     Standing::Approved(_) => true,
                     Standing::Unmanaged => !approvals.is_default_deny(),
@@ -470,10 +480,42 @@ impl NodeView {
         &self,
         image: &str,
     ) -> Result<v1::VerifyApprovalResponse, ApprovalCallError> {
-        let (_, id) = self.find(image).await?;
+        let (namespace, id) = self.find(image).await?;
         let (answer_in, answer) = oneshot::channel();
         let query = Query::ApprovalOf(id.manifest, answer_in);
         (self.queries.send(query).await).map_err(|_| ApprovalCallError::Stopping)?;
-        answer.await.map_err(|_| ApprovalCallError::Stopping)
+        let mut answer = answer.await.map_err(|_| ApprovalCallError::Stopping)?;
+        let index = answer.index_digests.first();
+        let index = index.and_then(|digest| digest.parse().ok());
+        for verdict in &mut answer.verdicts {
+            let subject = Subject {
+                runtime_namespace: namespace.clone(),
+                repository: verdict.repository.clone(),
+                manifest: id.manifest,
+                index,
+            };
+            let is_required = self.provenance.is_required(&subject.repository);
+            let known = self.provenance.verify_now(&subject).await;
+            verdict.may_run &= !is_required || known.signature.is_valid();
+            verdict.signature = Some(signature(&known, is_required));
+        }
+        Ok(answer)
+    }
+}
+
+/// As the API shows what is known of an image's signatures.
+fn signature(known: &Verdict, is_required: bool) -> v1::verify_approval_response::Signature {
+    let attestations = known.attestations.iter();
+    let attestations = attestations.map(|it| v1::verify_approval_response::Attestation {
+        digest: it.digest.to_string(),
+        kind: it.kind.clone(),
+        target: it.target.name().to_owned(),
+    });
+    v1::verify_approval_response::Signature {
+        state: known.signature.name().to_owned(),
+        reason: known.signature.to_string(),
+        required: is_required,
+        attestations: attestations.collect(),
+        down: known.down.iter().map(ToString::to_string).collect(),
     }
 }
