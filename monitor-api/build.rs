@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 const PROTO: &str = "proto";
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "monitor/v1/alert.proto",
     "monitor/v1/audit.proto",
     "monitor/v1/node.proto",
@@ -15,6 +15,7 @@ const FILES: [&str; 9] = [
     "monitor/v1/profile.proto",
     "monitor/v1/policy.proto",
     "monitor/v1/approval.proto",
+    "monitor/v1/rollback.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -60,6 +60,42 @@ pub fn profile(profile: &v1::Profile) -> Value {
     })
 }
 
+/// A plan, or the order that came of it.
+pub fn rollback(rollback: &v1::Rollback) -> Value {
+    let step = |step: &v1::rollback::Step| {
+        json!({
+            "name": step.name,
+            "text": step.text,
+            "begun_at": time(step.begun_at.as_ref()),
+        })
+    };
+    json!({
+        "id": rollback.id,
+        "state": rollback.state,
+        "step": text(&rollback.step),
+        "runtime_namespace": rollback.runtime_namespace,
+        "container": rollback.container,
+        "kept": rollback.kept,
+        "containers": rollback.containers,
+        "resource_version": rollback.resource_version,
+        "from_digest": text(&rollback.from_digest),
+        "from_reference": rollback.from_reference,
+        "to_digest": rollback.to_digest,
+        "to_reference": rollback.to_reference,
+        "chain_id": rollback.chain_id,
+        "on_failure": rollback.on_failure,
+        "reason": text(&rollback.reason),
+        "by": rollback.by,
+        "planned_at": time(rollback.planned_at.as_ref()),
+        "began_at": time(rollback.began_at.as_ref()),
+        "ended_at": time(rollback.ended_at.as_ref()),
+        "message": text(&rollback.message),
+        "notes": rollback.notes,
+        "steps": rollback.steps.iter().map(step).collect::<Vec<_>>(),
+        "resumed": rollback.resumed,
+    })
+}
+
 /// A rule of a policy.
 pub fn policy_rule(rule: &v1::PolicyRule) -> Value {
     json!({

@@ -16,7 +16,7 @@ use crate::{
     files::{self, ReadError},
     outputs,
     profile::Ending,
-    provenance, registry,
+    provenance, registry, respond,
 };
 
 /// Bytes of a configuration file; a longer one is refused.
@@ -67,6 +67,8 @@ pub struct Config {
     pub profile: Profiles,
     /// Which images may run.
     pub approval: Approval,
+    /// How rollbacks are carried out.
+    pub respond: respond::Settings,
     /// Address of this machine alone to serve metrics and probes on; nowhere if left out.
     pub metrics: Option<SocketAddr>,
 }
@@ -199,6 +201,7 @@ impl Default for Config {
             policy: Policies::default(),
             profile: Profiles::default(),
             approval: Approval::default(),
+            respond: respond::Settings::default(),
             metrics: None,
         }
     }
@@ -361,6 +364,13 @@ impl Config {
                 allowed: format!("at most {quiet_max}"),
             });
         }
+        if let Some((key, value, allowed)) = self.respond.out_of_range() {
+            return Err(ValueError::Range {
+                key,
+                value: value.into(),
+                allowed: allowed.to_owned(),
+            });
+        }
         let credentials = self.registry.credentials.iter();
         let profiles = self.profile.directory.iter();
         let policies = self.policy.directory.iter();
@@ -479,6 +489,9 @@ mod tests {
         check("profile.directory = 'a'", Err("not an absolute path"));
         check("profile.learn = true", Err("`quiet_seconds`"));
         check("approval.default = 'deny'", Ok(""));
+        check("respond.cool_down_seconds = 0", Ok(""));
+        check("respond.watch_seconds = 0", Err("1 to 300"));
+        check("respond.grace = 1", Err("`grace_seconds`"));
         check("approval.default = 'ask'", Err("`allow` or `deny`"));
         check("approval.directory = 'a'", Err("approval.directory"));
         check(

@@ -28,6 +28,7 @@ pub mod policy;
 pub mod profile;
 pub mod provenance;
 pub mod registry;
+pub mod respond;
 pub mod sensor;
 mod tls;
 pub mod verify;

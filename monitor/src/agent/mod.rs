@@ -20,6 +20,7 @@ mod posture;
 mod probe;
 mod profiles;
 mod query;
+mod rollbacks;
 mod runtime;
 mod signatures;
 mod sourced;
@@ -66,6 +67,7 @@ use crate::{
     outputs::Outputs,
     provenance::Provenance,
     registry::Registry,
+    respond::{self, Responder},
     sensor::{
         Sensor,
         pins::{Pins, PinsError},
@@ -172,6 +174,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let approvals = approvals.await.context("cannot read the approvals")?;
     let approvals =
         approvals.map_err(|error| anyhow::anyhow!("the approvals are refused: {error}"))?;
+    let kept = config.state.join("respond");
+    let kept = tokio::task::spawn_blocking(move || respond::open(&kept))
+        .await
+        .context("cannot read the orders")?
+        .context("cannot open the directory of orders")?;
     let listeners = config
         .listen
         .iter()
@@ -202,6 +209,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
 
     let containerd_address = client.address().to_owned();
+    let scene = rollbacks::Scene {
+        client: client.clone(),
+        queries: queries_in.clone(),
+        references: references.clone(),
+        log: log.clone(),
+        provenance: provenance.clone(),
+    };
+    let responding = client.clone();
     let mut watching = tokio::spawn(containerd_watch::run(
         client,
         contents.images().clone(),
@@ -209,6 +224,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         listings_asked,
         references_in,
     ));
+    let facts = NodeFacts {
+        cluster: cluster.clone(),
+        environment: config.environment.unwrap_or_default(),
+        node: node.clone(),
+        boot_time: build::boot_time().context("cannot read the clock")?,
+    };
     let host_mount_namespace = sensor.host_mount_namespace();
     let owner = owner::Owner {
         coverage: coverage::Coverage::new(hierarchy, watched_since, &sensor),
@@ -225,12 +246,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         changes: followed,
         contents: Arc::clone(&contents),
         log: log.clone(),
-        node: NodeFacts {
-            cluster: cluster.clone(),
-            environment: config.environment.unwrap_or_default(),
-            node: node.clone(),
-            boot_time: build::boot_time().context("cannot read the clock")?,
-        },
+        node: facts.clone(),
         boot: boot_id(),
         listings,
         ready: ready_in,
@@ -248,6 +264,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let outputs = Arc::new(outputs);
     let collector = config.collector.as_ref();
     let collector = collector.map(|collector| Arc::new(api::Collector::new(collector, &node)));
+    let outlet = respond::Outlet {
+        log: log.clone(),
+        node: facts,
+        audit: audit.clone(),
+    };
+    let responder = Responder::start(kept, responding, scene, config.respond, outlet);
     let queries_for_signals = queries_in.clone();
     let answers = Arc::new(node::NodeView {
         node,
@@ -259,6 +281,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         watched_since,
         comparisons: Arc::new(Semaphore::new(verify::COMPARISONS_MAX)),
         outputs: Arc::clone(&outputs),
+        responder,
     });
     tokio::spawn(Arc::clone(&answers).forget_removed());
     let account = Arc::new(api::Account::new(

@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use super::{
     contents::ContentsReader,
     query::{CoverageQuestion, Query, Snapshot},
+    rollbacks::Scene,
 };
 use crate::{
     alerts::build,
@@ -16,6 +17,7 @@ use crate::{
         self, ApprovalCall, ApprovalCallError, ContentsError, CoverageError, ImageContents, Node,
         PolicyCall, PolicyCallError, ProfileCall, ProfileError, VerifyError,
     },
+    audit::Who,
     containers::{Container, ImageId, catalog::Reference},
     digest::Digest,
     image::{
@@ -25,6 +27,7 @@ use crate::{
     },
     outputs::Outputs,
     provenance::Provenance,
+    respond::{Order, Refusal, Responder},
     sensor::{
         account::Account,
         hooks::{self, Choice},
@@ -50,6 +53,7 @@ pub(super) struct NodeView {
     /// Comparisons of containers with their images that may begin now.
     pub(super) comparisons: Arc<Semaphore>,
     pub(super) outputs: Arc<Outputs>,
+    pub(super) responder: Arc<Responder<Scene>>,
 }
 
 impl NodeView {
@@ -337,6 +341,14 @@ impl Node for NodeView {
 
     async fn profiles(&self, call: ProfileCall) -> Result<Vec<v1::Profile>, ProfileError> {
         self.ask_profiles(call).await
+    }
+
+    async fn rollback(&self, order: Order, who: Who) -> Result<v1::Rollback, Refusal> {
+        self.responder.order(order, who).await
+    }
+
+    async fn rollbacks(&self) -> Vec<v1::Rollback> {
+        self.responder.list()
     }
 
     async fn status(&self) -> v1::Status {

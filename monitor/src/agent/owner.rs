@@ -489,6 +489,9 @@ impl Owner {
             Query::ApprovalOf(manifest, answer) => {
                 let _ = answer.send(self.approval_of(manifest));
             }
+            Query::Statements(answer) => {
+                let _ = answer.send(self.state.approvals.in_force().clone());
+            }
             Query::Record(answer) => {
                 let _ = answer.send(self.policy_record());
             }

@@ -14,6 +14,7 @@ use crate::{
         ApprovalCall, ApprovalCallError, CoverageError, PolicyCall, PolicyCallError, ProfileCall,
         ProfileError,
     },
+    approval::Approvals,
     changes,
     containers::Container,
     digest::Digest,
@@ -43,6 +44,8 @@ pub(super) enum Query {
     ),
     /// Whether an image may run.
     ApprovalOf(Digest, oneshot::Sender<v1::VerifyApprovalResponse>),
+    /// What is said of images.
+    Statements(oneshot::Sender<Approvals>),
     /// What happens, from now on.
     Record(oneshot::Sender<broadcast::Receiver<Arc<str>>>),
     /// Policies are to be read now.

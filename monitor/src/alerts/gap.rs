@@ -91,7 +91,7 @@ fn counts(counts: BTreeMap<&'static str, u64>) -> Value {
     of(Kind::StructValue(structure(counts)))
 }
 
-fn structure(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Struct {
+pub(super) fn structure(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Struct {
     Struct {
         fields: fields
             .into_iter()
@@ -100,7 +100,7 @@ fn structure(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Struct 
     }
 }
 
-fn string(text: &str) -> Value {
+pub(super) fn string(text: &str) -> Value {
     of(Kind::StringValue(text.to_owned()))
 }
 

@@ -12,6 +12,7 @@ pub mod id;
 pub mod journal;
 pub mod log;
 pub(crate) mod redact;
+pub mod rollback;
 
 pub use aggregate::Aggregator;
 pub use build::{NodeFacts, boot_time, build};

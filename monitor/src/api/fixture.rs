@@ -6,7 +6,8 @@ use std::sync::Arc;
 use monitor_api::v1::{
     Alert, Approval, Container, CoverageResponse, CoverageSpan, Difference, Image, ImageEntry,
     ImageUsageResponse, ListApprovalsResponse, ListPoliciesResponse, PolicyException, PolicyRule,
-    Profile, Status, VerifyApprovalResponse, VerifyContainerResponse, VerifyImageResponse, alert,
+    Profile, Rollback, Status, VerifyApprovalResponse, VerifyContainerResponse,
+    VerifyImageResponse, alert,
     verify_container_response::{Response, Verified},
 };
 use tempfile::TempDir;
@@ -20,7 +21,11 @@ use super::{
     Listener, Node, PolicyCall, PolicyCallError, ProfileCall, ProfileError, Security, ServeError,
     VerifyError, serve,
 };
-use crate::{alerts::AlertLog, audit::Audit};
+use crate::{
+    alerts::AlertLog,
+    audit::{Audit, Who},
+    respond::{Order, Refusal},
+};
 
 /// A node that knows two containers and one image.
 pub(crate) struct StubNode;
@@ -249,6 +254,24 @@ impl Node for StubNode {
                 _ => Err(ProfileError::NoProfile(image)),
             },
         }
+    }
+
+    async fn rollback(&self, order: Order, who: Who) -> Result<Rollback, Refusal> {
+        match order {
+            Order::Plan(request) if request.target == "web" => Ok(Rollback {
+                id: "01J".to_owned(),
+                state: "planned".to_owned(),
+                by: who.name,
+                notes: vec!["\u{1b}[31mred".to_owned()],
+                ..Rollback::default()
+            }),
+            Order::Plan(request) => Err(Refusal::NoContainer(request.target)),
+            Order::Apply { plan } | Order::Abort { order: plan } => Err(Refusal::InFlight(plan)),
+        }
+    }
+
+    async fn rollbacks(&self) -> Vec<Rollback> {
+        vec![Rollback::default()]
     }
 
     async fn status(&self) -> Status {

@@ -20,6 +20,7 @@ mod policies;
 mod process;
 mod profiles;
 pub mod publish;
+mod rollbacks;
 pub mod server;
 mod service;
 #[cfg(test)]
@@ -31,6 +32,11 @@ use std::{sync::Arc, time::Duration};
 
 use monitor_api::v1;
 use tokio::sync::{broadcast, mpsc};
+
+use crate::{
+    audit::Who,
+    respond::{Order, Refusal},
+};
 
 pub use account::Account;
 pub use address::Address;
@@ -141,6 +147,12 @@ pub trait Node: Send + Sync + 'static {
         &self,
         image: &str,
     ) -> Result<v1::VerifyApprovalResponse, ApprovalCallError>;
+
+    /// Takes an order about rollbacks; who gives it may.
+    async fn rollback(&self, order: Order, who: Who) -> Result<v1::Rollback, Refusal>;
+
+    /// Plans and orders, oldest first.
+    async fn rollbacks(&self) -> Vec<v1::Rollback>;
 
     /// The node's account of itself. `version`, `started_at`, `ready`, `alerts`, `audit`, `api` and
     /// `memory_resident_bytes` are filled in by the API.

@@ -15,6 +15,7 @@ use monitor_api::{
         monitor_server::{self, MonitorServer},
         policies_server::{self, PoliciesServer},
         profiles_server::{self, ProfilesServer},
+        rollbacks_server::{self, RollbacksServer},
     },
 };
 use tokio::{
@@ -43,6 +44,7 @@ use super::{
     policies::PolicyService,
     profiles::ProfileService,
     publish::Publisher,
+    rollbacks::RollbackService,
     service::Service,
 };
 
@@ -96,6 +98,9 @@ pub async fn serve(
         account: Arc::clone(&account),
     });
     let approvals = Guarded::new(approvals, account.audit.clone());
+    let rollbacks = RollbacksServer::new(RollbackService(Arc::clone(&account)))
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let rollbacks = Guarded::new(rollbacks, account.audit.clone());
     let reflection = reflection("grpc.reflection.v1.ServerReflection").build_v1()?;
     // Many clients still speak the older version.
     let reflection_alpha =
@@ -138,6 +143,7 @@ pub async fn serve(
         .add_service(profiles)
         .add_service(policies)
         .add_service(approvals)
+        .add_service(rollbacks)
         .add_service(reflection)
         .add_service(reflection_alpha)
         .add_service(health)
@@ -182,6 +188,7 @@ fn reflection(own: &'static str) -> tonic_reflection::server::Builder<'static> {
         .with_service_name(profiles_server::SERVICE_NAME)
         .with_service_name(policies_server::SERVICE_NAME)
         .with_service_name(approvals_server::SERVICE_NAME)
+        .with_service_name(rollbacks_server::SERVICE_NAME)
         .with_service_name("grpc.health.v1.Health")
         .with_service_name(own)
 }

@@ -366,7 +366,8 @@ async fn reflection_lists_and_describes_the_service() {
             "monitor.v1.Approvals",
             "monitor.v1.Monitor",
             "monitor.v1.Policies",
-            "monitor.v1.Profiles"
+            "monitor.v1.Profiles",
+            "monitor.v1.Rollbacks"
         ]
     );
     for _ in 0..2 {

@@ -4,6 +4,7 @@
 //! event, so that nothing tells a subscriber when its subscription is in force; see
 //! [`Client::subscribe`].
 
+mod change;
 mod content;
 mod events;
 mod records;
@@ -34,6 +35,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+pub use change::{NewContainer, Stdio, TaskDetails, TaskState};
 pub use events::{Event, Events};
 pub use records::{ContainerRecord, Extension, ImageRecord, SnapshotRecord, TaskRecord};
 use records::{container, image, lower_directories, task};
@@ -86,6 +88,9 @@ pub enum ContainerdError {
     /// What was asked for is not there.
     #[error("containerd has no {0}")]
     NotFound(String),
+    /// What was to be made is there.
+    #[error("containerd already has {0}")]
+    Exists(String),
     /// A call failed; the connection may be lost.
     #[error("containerd: {what}: {reason}")]
     Failed {
@@ -108,6 +113,9 @@ impl ContainerdError {
     fn of(what: String, status: &Status) -> Self {
         if status.code() == Code::NotFound {
             return Self::NotFound(what);
+        }
+        if status.code() == Code::AlreadyExists {
+            return Self::Exists(what);
         }
         Self::Failed {
             what,

@@ -30,6 +30,10 @@ pub struct ContainerRecord {
     pub extensions: HashMap<String, Extension>,
     /// When it was created, in nanoseconds since 1970 by containerd's clock; 0 if not told.
     pub created_unix_ns: i128,
+    /// When it was last changed, likewise.
+    pub updated_unix_ns: i128,
+    /// Id of the sandbox that it belongs to; empty if to none.
+    pub sandbox: String,
 }
 
 /// What a client stored with a container.
@@ -101,6 +105,8 @@ pub(super) fn container(found: wire::Container) -> ContainerRecord {
             })
             .collect(),
         created_unix_ns: unix_ns(found.created_at),
+        updated_unix_ns: unix_ns(found.updated_at),
+        sandbox: found.sandbox,
     }
 }
 

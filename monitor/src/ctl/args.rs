@@ -1,11 +1,14 @@
 //! The command line.
 
+mod rollback;
+
 use std::{ffi::OsString, num::ParseIntError, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use jiff::Timestamp;
 use monitor_api::v1::AuditLink;
 
+pub use self::rollback::{RollbackAims, RollbackArguments, RollbackCommand, WhenFailed};
 use super::Failure;
 use crate::{
     api::Address,
@@ -133,6 +136,23 @@ Examples:
     /// Which images may run
     #[command(subcommand)]
     Approval(ApprovalCommand),
+
+    /// Rolls a container back to an approved image
+    #[command(
+        args_conflicts_with_subcommands = true,
+        long_about = "\
+Rolls a container back to an approved image: plan and apply in one, or each by itself. Tells each step,
+and ends when the approved image is proven to run or the order has gone wrong. Exit status 4 if it is
+refused, 1 if it went wrong.",
+        after_help = "\
+Examples:
+  monitorctl rollback web --reason OPS-123              to the last approved image that ran as web
+  monitorctl rollback web --to sha256:4c… --dry-run     only shows what would be done
+  monitorctl rollback plan web --to sha256:4c… --on-failure undo --reason OPS-123
+  monitorctl rollback apply 01J…
+  monitorctl rollback status"
+    )]
+    Rollback(Box<RollbackArguments>),
 
     /// What containers do and what is found, in lines of JSON for `policy test`
     #[command(

@@ -16,6 +16,7 @@ mod output;
 mod policy;
 mod profile;
 mod record;
+mod rollback;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -76,6 +77,7 @@ pub async fn run(
             answered(exception::run(channel, command, &mut output)).await
         }
         Command::Approval(command) => answered(approval::run(channel, command, &mut output)).await,
+        Command::Rollback(arguments) => rollback::run(channel, *arguments, &mut output).await,
         Command::Record { seconds } => record::run(channel, seconds, &mut output).await,
         Command::Alerts(options) => alerts::run(&mut client, &options, &mut output).await,
         Command::Status => answered(status::run(&mut client, &mut output)).await,

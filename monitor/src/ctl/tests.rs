@@ -130,6 +130,24 @@ async fn policies_and_exceptions_are_told_safely() {
 }
 
 #[tokio::test]
+async fn rollbacks_are_told_safely() {
+    let fixture = Fixture::new();
+    let check = async |line: &[&str], expect: &str| {
+        let told = printed(&fixture, line).await;
+        assert!(told.contains(expect), "{told}");
+        assert!(told.lines().all(|line| !line.contains(is_unsafe)), "{told}");
+    };
+    check(&["rollback", "plan", "web"], "planned").await;
+    check(&["rollback", "web", "--dry-run"], "note").await;
+    check(
+        &["rollback", "web", "--dry-run", "-o", "json"],
+        "\"id\":\"01J\"",
+    )
+    .await;
+    check(&["rollback", "status"], "CONTAINER").await;
+}
+
+#[tokio::test]
 async fn alerts_are_findings_of_ocsf_if_asked_for() {
     let fixture = Fixture::new();
     append(&fixture, Severity::High);
@@ -291,6 +309,11 @@ async fn the_exit_status_says_how_it_ended() {
     check(&["image", "contents", "corrupt"], 4).await;
     check(&["alerts", "--since", "7"], 4).await;
     check(&["status", "-o", "ocsf"], 2).await;
+    check(&["rollback", "plan", "another"], 4).await;
+    check(&["rollback", "apply", "01J"], 4).await;
+    check(&["rollback", "web", "--reason", "r"], 4).await;
+    check(&["rollback", "web"], 2).await;
+    check(&["rollback"], 2).await;
     fixture.shutdown.send_replace(true);
     fixture.server.await.unwrap().unwrap();
     let arguments = arguments(&fixture.address.to_string(), &["status"]);
@@ -316,7 +339,9 @@ fn a_wrong_command_line_is_told_in_one_line() {
         &["container", "coverage", "web", "--to", "noon"],
         "\"noon\" is no time",
     );
-    check(&["rollback", "plan"], "unrecognized subcommand 'rollback'");
+    check(&["rollout", "plan"], "unrecognized subcommand 'rollout'");
+    check(&["rollback", "plan"], "<TARGET>");
+    check(&["rollback", "web", "--to", "latest"], "sha256:");
     check(&["alerts", "--since", "x"], "--since");
     check(&["alerts", "--limit", "0"], "--limit");
     check(&["status", "-o", "yaml"], "table, json");

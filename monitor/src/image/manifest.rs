@@ -87,6 +87,8 @@ pub struct Config {
     pub volumes: Vec<String>,
     /// `Healthcheck.Test` of Docker: `CMD` or `CMD-SHELL` and what follows; empty if there is none.
     pub healthcheck: Vec<String>,
+    /// `StopSignal`, a name or a number; empty for SIGTERM.
+    pub stop_signal: String,
 }
 
 /// A manifest, an index or a config cannot be used.
@@ -195,6 +197,7 @@ struct RawRun {
     exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
     volumes: Option<BTreeMap<String, IgnoredAny>>,
     healthcheck: Option<RawHealthcheck>,
+    stop_signal: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -263,6 +266,7 @@ pub fn parse_config(bytes: &[u8]) -> Result<Config, ManifestError> {
         exposed_ports: keys(run.exposed_ports),
         volumes: keys(run.volumes),
         healthcheck: run.healthcheck.and_then(|it| it.test).unwrap_or_default(),
+        stop_signal: run.stop_signal.unwrap_or_default(),
     })
 }
 
@@ -296,6 +300,21 @@ pub fn chain_ids(diff_ids: &[Digest]) -> impl Iterator<Item = Digest> {
 /// into their config. Attestations have the platform `unknown/unknown`, which no node matches.
 pub fn choose_platform(manifests: &[Descriptor]) -> Option<&Descriptor> {
     choose(manifests, go_architecture(consts::ARCH))
+}
+
+/// The architecture of this node, in Go's spelling.
+pub fn node_architecture() -> &'static str {
+    go_architecture(consts::ARCH)
+}
+
+/// Whether an image of this config runs on this node.
+pub fn runs_here(config: &Config) -> bool {
+    let platform = Platform {
+        os: config.os.clone(),
+        architecture: config.architecture.clone(),
+        variant: String::new(),
+    };
+    rank(&platform, node_architecture()).is_some()
 }
 
 /// The digest of `bytes`.

@@ -108,6 +108,11 @@ impl State {
         Approvals::new(self.own.values().chain(documents))
     }
 
+    /// What is said of images, wherever it is kept.
+    pub(super) fn in_force(&self) -> &Approvals {
+        &self.in_force
+    }
+
     /// Containers are to be judged anew.
     pub(super) fn make_due(&mut self) {
         self.is_due = true;

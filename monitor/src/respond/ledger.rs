@@ -1,0 +1,214 @@
+//! Plans and orders, and which of them may begin. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+
+use super::{
+    order::{Planned, Refusal},
+    plan::{Plan, Times},
+    progress::State,
+    record::{ORDERS_MAX, Record},
+};
+
+/// Plans that are kept; of more the oldest goes.
+pub const PLANS_MAX: usize = 64;
+/// How long a plan is kept, in seconds.
+pub const PLAN_SECONDS_MAX: i64 = 600;
+/// Orders under way at once, each of another container.
+pub const IN_FLIGHT_MAX: usize = 4;
+const HOUR_SECONDS: i64 = 3600;
+
+/// How rollbacks are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Seconds for a container to end by its stop signal before SIGKILL; 1 to 600.
+    pub grace_seconds: u32,
+    /// Seconds for which the new container must stay up; 1 to 300.
+    pub watch_seconds: u32,
+    /// Orders that may begin within an hour; 1 to 1000.
+    pub per_hour: u32,
+    /// Seconds after the end of an order in which its container has no other; at most 86400.
+    pub cool_down_seconds: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            grace_seconds: 10,
+            watch_seconds: 2,
+            per_hour: 10,
+            cool_down_seconds: 30,
+        }
+    }
+}
+
+impl Settings {
+    /// What is out of range: its key, its value, and what is allowed.
+    pub fn out_of_range(&self) -> Option<(&'static str, u32, &'static str)> {
+        let ranges = [
+            (
+                "respond.grace_seconds",
+                self.grace_seconds,
+                1..=600,
+                "1 to 600",
+            ),
+            (
+                "respond.watch_seconds",
+                self.watch_seconds,
+                1..=300,
+                "1 to 300",
+            ),
+            ("respond.per_hour", self.per_hour, 1..=1000, "1 to 1000"),
+            (
+                "respond.cool_down_seconds",
+                self.cool_down_seconds,
+                0..=86_400,
+                "at most 86400",
+            ),
+        ];
+        let mut outside = ranges
+            .into_iter()
+            .filter(|(_, value, range, _)| !range.contains(value));
+        outside
+            .next()
+            .map(|(key, value, _, allowed)| (key, value, allowed))
+    }
+
+    /// How long is waited.
+    pub fn times(&self) -> Times {
+        Times {
+            grace_seconds: self.grace_seconds,
+            watch_seconds: self.watch_seconds,
+        }
+    }
+}
+
+/// Plans and orders.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    plans: BTreeMap<String, Planned>,
+    orders: BTreeMap<String, Record>,
+}
+
+impl Ledger {
+    /// Of orders that were kept.
+    pub fn new(records: Vec<Record>) -> Self {
+        let orders = records
+            .into_iter()
+            .map(|record| (record.id.clone(), record));
+        Self {
+            plans: BTreeMap::new(),
+            orders: orders.collect(),
+        }
+    }
+
+    /// Every order, oldest first.
+    pub fn orders(&self) -> impl Iterator<Item = &Record> {
+        self.orders.values()
+    }
+
+    /// Every plan that is kept at `now`, oldest first.
+    pub fn plans(&self, now: Timestamp) -> impl Iterator<Item = (&String, &Planned)> {
+        let is_kept = move |(_, planned): &(&String, &Planned)| !has_expired(planned, now);
+        self.plans.iter().filter(is_kept)
+    }
+
+    /// Keeps a plan. At [`PLANS_MAX`] the oldest goes.
+    pub fn add_plan(&mut self, id: String, planned: Planned) {
+        let now = planned.at;
+        self.plans.retain(|_, planned| !has_expired(planned, now));
+        if self.plans.len() >= PLANS_MAX {
+            self.plans.pop_first();
+        }
+        self.plans.insert(id, planned);
+    }
+
+    /// A plan that is kept at `now`.
+    pub fn plan(&self, id: &str, now: Timestamp) -> Option<&Planned> {
+        let found = self.plans.get(id);
+        found.filter(|planned| !has_expired(planned, now))
+    }
+
+    /// Forgets a plan.
+    pub fn remove_plan(&mut self, id: &str) -> Option<Planned> {
+        self.plans.remove(id)
+    }
+
+    /// An order.
+    pub fn order(&self, id: &str) -> Option<&Record> {
+        self.orders.get(id)
+    }
+
+    /// An order is like this now. Gives the ids of orders that made room.
+    pub fn keep(&mut self, record: Record) -> Vec<String> {
+        self.orders.insert(record.id.clone(), record);
+        let mut gone = Vec::new();
+        while self.orders.len() > ORDERS_MAX {
+            let ended = |record: &&Record| record.state != State::Running;
+            let Some(id) = self.orders.values().find(ended).map(|it| it.id.clone()) else {
+                break;
+            };
+            self.orders.remove(&id);
+            gone.push(id);
+        }
+        gone
+    }
+
+    /// Whether an order may begin at `now`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::InFlight`] or [`Refusal::Limit`].
+    pub fn may_begin(
+        &self,
+        plan: &Plan,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let is_running = |record: &&Record| record.state == State::Running;
+        let is_same = |record: &&Record| {
+            record.plan.namespace == plan.namespace && record.plan.container == plan.container
+        };
+        let running = self.orders.values().filter(is_running);
+        if let Some(other) = running.clone().find(is_same) {
+            return Err(Refusal::InFlight(other.id.clone()));
+        }
+        if running.count() >= IN_FLIGHT_MAX {
+            return Err(Refusal::Limit(format!(
+                "{IN_FLIGHT_MAX} orders are under way, which is the limit; try again when one has ended"
+            )));
+        }
+        let ended = self.orders.values().filter(is_same);
+        let last = ended.filter_map(|record| record.ended_at).max();
+        if let Some(last) = last {
+            let left = i64::from(settings.cool_down_seconds) - seconds(last, now);
+            if left > 0 {
+                return Err(Refusal::Limit(format!(
+                    "an order of container {} ended only just; try again in {left} s (respond.cool_down_seconds)",
+                    plan.container
+                )));
+            }
+        }
+        let is_recent = |record: &&Record| seconds(record.began_at, now) < HOUR_SECONDS;
+        let recent = self.orders.values().filter(is_recent).count();
+        if u32::try_from(recent).unwrap_or(u32::MAX) >= settings.per_hour {
+            return Err(Refusal::Limit(format!(
+                "{recent} orders began within the hour, which is the limit (respond.per_hour)"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn has_expired(planned: &Planned, now: Timestamp) -> bool {
+    seconds(planned.at, now) >= PLAN_SECONDS_MAX
+}
+
+/// Seconds from one time to another.
+fn seconds(from: Timestamp, to: Timestamp) -> i64 {
+    let span: SignedDuration = to.duration_since(from);
+    span.as_secs()
+}

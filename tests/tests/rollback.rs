@@ -1,0 +1,579 @@
+//! Rollback of real containers: to an approved image and proven, when the new one does not run, through
+//! kills of the daemon at each step, and refused where it has to be.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use tests::{
+    alerts::text,
+    authority::Authority,
+    containerd::{Containerd, Run},
+    daemon::{Daemon, program},
+    image::{self, Config, Image},
+    layer::{Attributes, Layer},
+    poll::{PATIENCE, until},
+    require,
+    world::Alone,
+};
+
+const REPOSITORY: &str = "example.invalid/web";
+/// Ends by SIGTERM at once.
+const SERVES: &str = "trap 'exit 0' TERM; echo serving $V; while :; do sleep 0.05; done";
+/// The goal is 3 s beside the grace period; here it tells one that went through from one that hung.
+const TIME_MAX: Duration = Duration::from_secs(10);
+
+/// containerd with images and a daemon that may be killed.
+struct Stage {
+    daemon: Daemon,
+    containerd: Containerd,
+    good: Image,
+    bad: Image,
+    next: Image,
+    broken: Image,
+    stranger: Image,
+    _alone: Alone,
+}
+
+fn build(reference: &str, word: &str, line: &str) -> Result<Image> {
+    let own = Layer::new().file("tag", word.as_bytes(), Attributes::default());
+    let config = Config {
+        entrypoint: vec!["/bin/sh".to_owned(), "-c".to_owned()],
+        cmd: vec![line.to_owned()],
+        env: vec!["PATH=/bin".to_owned(), format!("V={word}")],
+        ..Config::default()
+    };
+    Image::build(reference, &[image::base_layer()?, own], &config)
+}
+
+impl Stage {
+    fn start(watch_seconds: u32) -> Result<Self> {
+        let alone = Alone::wait();
+        let containerd = Containerd::start()?;
+        let tag = |tag: &str, line: &str| build(&format!("{REPOSITORY}:{tag}"), tag, line);
+        let good = tag("good", SERVES)?;
+        let bad = tag("bad", SERVES)?;
+        let next = tag("next", SERVES)?;
+        let broken = tag("broken", "exit 3")?;
+        let stranger = build("example.invalid/other:1", "other", SERVES)?;
+        for image in [&good, &bad, &next, &broken, &stranger] {
+            containerd.import(image)?;
+        }
+        let directory = containerd.directory();
+        let authority = Authority::new()?;
+        authority.write(directory)?;
+        for name in ["127.0.0.1", "soc.example"] {
+            authority.issue(name, directory)?;
+        }
+        let shown = directory.display();
+        let config = format!(
+            r#"[tls]
+certificate = "{shown}/127.0.0.1.crt"
+key = "{shown}/127.0.0.1.key"
+client_ca = "{shown}/ca.crt"
+[roles]
+observer = ["soc.example"]
+[respond]
+grace_seconds = 2
+watch_seconds = {watch_seconds}
+per_hour = 1000
+cool_down_seconds = 0
+"#
+        );
+        fs::write(directory.join("config.toml"), config)?;
+        let stage = Self {
+            daemon: daemon(&containerd)?,
+            containerd,
+            good,
+            bad,
+            next,
+            broken,
+            stranger,
+            _alone: alone,
+        };
+        for image in [&stage.good, &stage.broken, &stage.next] {
+            let digest = &image.manifest_digest;
+            let image = format!("{REPOSITORY}@{digest}");
+            let words = ["approval", "approve", &image, "--reason", "release"];
+            stage.daemon.monitorctl(words)?;
+        }
+        Ok(stage)
+    }
+
+    /// Starts a container of the bad image that has a mount and an environment of its own.
+    fn run(&self, id: &str) -> Result<()> {
+        let volume = self.containerd.directory().join("volume");
+        fs::create_dir_all(&volume)?;
+        let mount = format!(
+            "type=bind,src={},dst=/volume,options=rbind:rw",
+            volume.display()
+        );
+        let run = Run::new(&self.bad.reference, id).flags([
+            "--mount",
+            &mount,
+            "--env",
+            "GIVEN=1",
+            "--label",
+            "team=shop",
+        ]);
+        self.containerd.start_container(&run)?;
+        self.wait_known(id, &self.bad)
+    }
+
+    /// Waits until the daemon knows by proof of which image a running container is.
+    fn wait_known(&self, id: &str, image: &Image) -> Result<()> {
+        until("the container to be proven", PATIENCE, || {
+            let shown = self.daemon.monitorctl(["container", "show", id])?;
+            let shown = shown.first().context("no container")?;
+            ensure!(
+                text(shown, "/image/identity") == Some("proven")
+                    && text(shown, "/image/manifest_digest")
+                        == Some(image.manifest_digest.as_str())
+                    && shown.pointer("/pid").is_some_and(Value::is_number),
+                "{shown}"
+            );
+            Ok(())
+        })
+    }
+
+    fn command(&self, words: &[&str]) -> Result<Command> {
+        let mut command = self.daemon.monitorctl_command()?;
+        command.arg("rollback").args(words).args(["-o", "json"]);
+        Ok(command)
+    }
+
+    /// `monitorctl rollback`: its exit status, and what it printed or said.
+    fn rollback(&self, words: &[&str]) -> Result<(i32, Value, String)> {
+        let done = self.command(words)?.output()?;
+        let printed = String::from_utf8_lossy(&done.stdout).into_owned();
+        let printed = printed.lines().last().unwrap_or("null");
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        let status = done.status.code().context("killed")?;
+        Ok((status, serde_json::from_str(printed)?, said))
+    }
+
+    fn plan(&self, words: &[&str]) -> Result<String> {
+        let (status, plan, said) = self.rollback(&[&["plan"], words].concat())?;
+        ensure!(status == 0, "{status}: {said}");
+        Ok(text(&plan, "/id").context("no id")?.to_owned())
+    }
+
+    fn begin(&self, words: &[&str]) -> Result<Child> {
+        let mut command = self.command(words)?;
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(command.spawn()?)
+    }
+
+    fn order_file(&self, id: &str) -> PathBuf {
+        let directory = self.containerd.directory();
+        directory.join(format!("monitord/state/respond/orders/{id}.json"))
+    }
+
+    /// An order as the daemon tells it.
+    fn order(&self, id: &str) -> Result<Value> {
+        let all = self.daemon.monitorctl(["rollback", "status"])?;
+        let mut all = all.into_iter();
+        all.find(|it| text(it, "/id") == Some(id))
+            .with_context(|| format!("no order {id}"))
+    }
+
+    fn info(&self, id: &str) -> Result<Value> {
+        let info = self.containerd.ctr(["containers", "info", id])?;
+        Ok(serde_json::from_str(&info)?)
+    }
+
+    /// Name of the snapshot below a container's own.
+    fn below(&self, id: &str) -> Result<String> {
+        let info = self.info(id)?;
+        let key = text(&info, "/SnapshotKey").context("no snapshot")?;
+        let info = self.containerd.ctr(["snapshots", "info", key])?;
+        let info: Value = serde_json::from_str(&info)?;
+        Ok(text(&info, "/Parent").context("no parent")?.to_owned())
+    }
+
+    /// Whether a container's task runs.
+    fn is_up(&self, id: &str) -> Result<bool> {
+        let tasks = self.containerd.ctr(["tasks", "list"])?;
+        let mut tasks = tasks.lines().map(|line| line.split_whitespace());
+        Ok(tasks.any(|mut fields| fields.next() == Some(id) && fields.nth(1) == Some("RUNNING")))
+    }
+
+    /// Fails unless the container is of this image and up, or not.
+    fn expect(&self, id: &str, image: &Image, is_up: bool) -> Result<()> {
+        ensure!(
+            self.below(id)? == image.chain_id,
+            "{id} is of another image"
+        );
+        ensure!(self.is_up(id)? == is_up, "{id} up: {}", !is_up);
+        Ok(())
+    }
+
+    /// The audit log's records of rollbacks, as method, object, outcome and detail.
+    fn audited(&self) -> Result<Vec<String>> {
+        let records = self.daemon.monitorctl(["audit", "list"])?;
+        let of = |record: &Value| {
+            ["/caller", "/method", "/object", "/outcome", "/detail"]
+                .map(|at| text(record, at).unwrap_or("-").to_owned())
+                .join(" ")
+        };
+        let all = records.iter().map(of);
+        Ok(all.filter(|line| line.contains("Rollback")).collect())
+    }
+
+    fn remove(&self, id: &str, kept: Option<&str>) -> Result<()> {
+        // Without a task there is nothing to end.
+        let _ = self.containerd.ctr(["tasks", "delete", "--force", id]);
+        self.containerd.ctr(["containers", "delete", id])?;
+        if let Some(kept) = kept {
+            self.containerd.ctr(["containers", "delete", kept])?;
+        }
+        Ok(())
+    }
+}
+
+fn daemon(containerd: &Containerd) -> Result<Daemon> {
+    let own = containerd.directory().join("monitord");
+    let mut command = Daemon::command(&containerd.address(), &own)?;
+    command
+        .arg("--config")
+        .arg(containerd.directory().join("config.toml"))
+        .args(["--listen", "https://127.0.0.1:0"]);
+    let daemon = Daemon::spawn(&mut command, &own)?;
+    daemon.wait_ready()?;
+    Ok(daemon)
+}
+
+fn seconds(order: &Value, from: &str, to: &str) -> Result<f64> {
+    let at = |pointer: &str| -> Result<jiff::Timestamp> {
+        Ok(text(order, pointer).context("no time")?.parse()?)
+    };
+    Ok(at(to)?.duration_since(at(from)?).as_secs_f64())
+}
+
+#[test]
+fn a_container_is_rolled_back_to_what_was_approved() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let stage = Stage::start(2)?;
+    let alerts = stage.daemon.follow()?;
+    stage.run("web")?;
+    let before = stage.info("web")?;
+    let good = &stage.good.manifest_digest;
+
+    let (status, plan, said) = stage.rollback(&["web", "--to", good, "--dry-run"])?;
+    ensure!(
+        status == 0 && text(&plan, "/state") == Some("planned"),
+        "{said}"
+    );
+    ensure!(
+        plan.pointer("/containers") == Some(&Value::from(1)),
+        "{plan:#}"
+    );
+    ensure!(text(&plan, "/from_digest") == Some(stage.bad.manifest_digest.as_str()));
+    stage.expect("web", &stage.bad, true)?;
+
+    let begun = Instant::now();
+    let (status, order, said) = stage.rollback(&["web", "--to", good, "--reason", "OPS-1"])?;
+    let whole = begun.elapsed();
+    ensure!(
+        status == 0 && text(&order, "/state") == Some("done"),
+        "{said} {order:#}"
+    );
+    stage.expect("web", &stage.good, true)?;
+    let after = stage.info("web")?;
+    for same in [
+        "/Spec/mounts",
+        "/Spec/linux/namespaces",
+        "/Spec/linux/cgroupsPath",
+    ] {
+        ensure!(
+            before.pointer(same) == after.pointer(same),
+            "{same}: {after:#}"
+        );
+    }
+    ensure!(text(&after, "/Labels/team") == Some("shop"), "{after:#}");
+    let env = after
+        .pointer("/Spec/process/env")
+        .context("no env")?
+        .to_string();
+    ensure!(env.contains("GIVEN=1") && env.contains("V=good"), "{env}");
+    ensure!(!env.contains("V=bad"), "{env}");
+    until("its output", PATIENCE, || {
+        let said = stage.containerd.said("web");
+        ensure!(said.contains("serving good"), "{said}");
+        Ok(())
+    })?;
+    let proven = begun.elapsed();
+    stage.wait_known("web", &stage.good)?;
+    let took = seconds(&order, "/began_at", "/ended_at")?;
+    println!(
+        "rolled back in {took:.2} s, of which it was watched for 2 s; with monitorctl {whole:.2?} ({proven:.2?} until its output was read)"
+    );
+    ensure!(whole < TIME_MAX, "{whole:?}");
+
+    // The old one is kept, and runs beside the new one if somebody starts it.
+    let kept = text(&order, "/kept").context("none kept")?;
+    stage.expect(kept, &stage.bad, false)?;
+    stage.containerd.ctr(["tasks", "start", "--detach", kept])?;
+    stage.expect(kept, &stage.bad, true)?;
+    let alert = alerts.wait_for("of the rollback", |alert| {
+        text(alert, "/kind") == Some("rollback") && text(alert, "/details/state") == Some("done")
+    })?;
+    ensure!(text(&alert, "/severity") == Some("info"), "{alert:#}");
+    ensure!(
+        alert.pointer("/revision") == Some(&Value::from(2)),
+        "{alert:#}"
+    );
+
+    // To a newer one and, without being told where to, back to what ran before.
+    let next = &stage.next.manifest_digest;
+    let (status, _, said) = stage.rollback(&["web", "--to", next, "--reason", "OPS-2"])?;
+    ensure!(status == 0, "{said}");
+    stage.wait_known("web", &stage.next)?;
+    let (status, order, said) = stage.rollback(&["web", "--reason", "OPS-3"])?;
+    ensure!(
+        status == 0 && text(&order, "/to_digest") == Some(good),
+        "{said}"
+    );
+    stage.expect("web", &stage.good, true)?;
+    ensure!(stage.daemon.stop()?.success());
+    Ok(())
+}
+
+#[test]
+fn what_does_not_run_is_held_undone_or_stopped() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let stage = Stage::start(1)?;
+    let check = |mode: &str, state: &str, image: &Image, is_up: bool, has_kept: bool| {
+        stage.run(mode)?;
+        let before = stage.info(mode)?;
+        let (to, begun) = (&stage.broken.manifest_digest, Instant::now());
+        let words = [mode, "--to", to, "--on-failure", mode, "--reason", "test"];
+        let (status, order, said) = stage.rollback(&words)?;
+        println!("{mode}: {state} after {:.2?}: {said}", begun.elapsed());
+        ensure!(
+            status == 1 && text(&order, "/state") == Some(state),
+            "{order:#}"
+        );
+        ensure!(said.contains("exited with status 3"), "{said}");
+        stage.expect(mode, image, is_up)?;
+        let kept = text(&order, "/kept").context("none kept")?;
+        ensure!(stage.info(kept).is_ok() == has_kept, "{kept}");
+        if state == "undone" {
+            let after = stage.info(mode)?;
+            for same in ["/Spec", "/SnapshotKey", "/Image"] {
+                ensure!(before.pointer(same) == after.pointer(same), "{same}");
+            }
+        }
+        stage.remove(mode, has_kept.then_some(kept))
+    };
+    check("hold", "held", &stage.broken, false, true)?;
+    check("undo", "undone", &stage.bad, true, false)?;
+    check("stop", "stopped", &stage.broken, false, true)?;
+    ensure!(stage.daemon.stop()?.success());
+    Ok(())
+}
+
+#[test]
+fn an_order_is_finished_by_the_next_daemon() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let mut stage = Stage::start(1)?;
+    let forward = [
+        "prepare", "keep", "stop", "replace", "start", "verify", "watch",
+    ];
+    let back = ["put_back", "start_old"];
+    for step in forward.into_iter().chain(back) {
+        let id = format!("at-{}", step.replace('_', "-"));
+        stage.run(&id)?;
+        let is_back = back.contains(&step);
+        let to = if is_back { &stage.broken } else { &stage.good };
+        let (to, mode) = (
+            to.manifest_digest.clone(),
+            if is_back { "undo" } else { "hold" },
+        );
+        let plan = stage.plan(&[&id, "--to", &to, "--on-failure", mode, "--reason", "x"])?;
+        let mut client = stage.begin(&["apply", &plan])?;
+        let hit = kill_at(&stage, &plan, step)?;
+        client.wait()?;
+        stage.daemon = daemon(&stage.containerd)?;
+        let expect = if is_back { "undone" } else { "done" };
+        let order = until("the order to end", PATIENCE, || {
+            let order = stage.order(&plan)?;
+            ensure!(text(&order, "/state") != Some("running"), "{order:#}");
+            Ok(order)
+        })?;
+        println!(
+            "killed at {hit}: {}",
+            text(&order, "/message").unwrap_or("-")
+        );
+        ensure!(text(&order, "/state") == Some(expect), "{order:#}");
+        ensure!(
+            order.pointer("/resumed") == Some(&Value::from(1)),
+            "{order:#}"
+        );
+        let runs = if is_back { &stage.bad } else { &stage.good };
+        stage.expect(&id, runs, true)?;
+        let log = stage.daemon.full_log();
+        ensure!(log.contains("going on with a rollback"), "{log}");
+        let kept = text(&order, "/kept").filter(|_| !is_back);
+        stage.remove(&id, kept)?;
+    }
+    ensure!(stage.daemon.stop()?.success());
+    Ok(())
+}
+
+/// Kills the daemon once an order's file says that a step is made; which one it said last.
+fn kill_at(stage: &Stage, order: &str, step: &str) -> Result<String> {
+    let file = stage.order_file(order);
+    let end = Instant::now() + PATIENCE;
+    let step_of = || -> Option<String> {
+        let order: Value = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
+        let has = |it: &Value| it.get(0).and_then(Value::as_str) == Some(step);
+        let begun = order.get("begun")?.as_array()?.iter().any(has);
+        begun.then(|| text(&order, "/step").unwrap_or("-").to_owned())
+    };
+    while step_of().is_none() {
+        if Instant::now() > end {
+            bail!("step {step} did not come: {}", stage.daemon.log());
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+    stage.daemon.kill()?;
+    step_of().context("the order is gone")
+}
+
+#[test]
+fn what_must_not_be_is_refused_and_audited() -> Result<()> {
+    require!(Root, Containerd, Busybox, Btf);
+    let stage = Stage::start(1)?;
+    stage.run("web")?;
+    let (good, bad) = (&stage.good.manifest_digest, &stage.bad.manifest_digest);
+    let check = |words: &[&str], expect: &str| {
+        let (status, printed, said) = stage.rollback(words)?;
+        ensure!(
+            status == 4 && said.contains(expect),
+            "{status} {said} {printed}"
+        );
+        ensure!(said.lines().count() == 1, "{said}");
+        Ok(())
+    };
+    check(&["plan", "web"], "no approved image")?;
+    check(&["plan", "web", "--to", bad], "is unapproved in")?;
+    check(
+        &["plan", "web", "--to", &stage.stranger.manifest_digest],
+        "is an image of example.invalid/other",
+    )?;
+    check(&["plan", "nobody", "--to", good], "no container \"nobody\"")?;
+    check(&["plan", "deployment/a/b"], "Kubernetes owns it")?;
+    check(&["apply", "01J"], "no plan")?;
+    let absent = format!("sha256:{}", "0".repeat(64));
+    check(&["plan", "web", "--to", &absent], "is unapproved in")?;
+    let pinned = format!("{REPOSITORY}@{absent}");
+    let words = ["approval", "approve", &pinned, "--reason", "early"];
+    stage.daemon.monitorctl(words)?;
+    check(&["plan", "web", "--to", &absent], "images pull")?;
+
+    let owned =
+        Run::new(&stage.bad.reference, "pod").flags(["--label", "io.kubernetes.pod.name=p"]);
+    stage.containerd.start_container(&owned)?;
+    stage.wait_known("pod", &stage.bad)?;
+    check(&["plan", "pod", "--to", good], "kubectl set image")?;
+
+    // Changed since: started anew.
+    let plan = stage.plan(&["web", "--to", good])?;
+    stage
+        .containerd
+        .ctr(["tasks", "delete", "--force", "web"])?;
+    stage
+        .containerd
+        .ctr(["tasks", "start", "--detach", "web"])?;
+    check(&["apply", &plan], "the plan is outdated")?;
+    stage.expect("web", &stage.bad, true)?;
+
+    // Gone since.
+    stage.run("goes")?;
+    let plan = stage.plan(&["goes", "--to", good])?;
+    stage.remove("goes", None)?;
+    check(&["apply", &plan], "no container \"goes\"")?;
+
+    // Another one is under way, or it is too late to give it up.
+    let stubborn = "trap '' TERM; while :; do sleep 0.05; done";
+    let run = Run::new(&stage.bad.reference, "slow").shell(stubborn);
+    stage.containerd.start_container(&run)?;
+    stage.wait_known("slow", &stage.bad)?;
+    let plan = stage.plan(&["slow", "--to", good])?;
+    let second = stage.plan(&["slow", "--to", good])?;
+    let given_up = stage.plan(&["slow", "--to", good])?;
+    let (status, aborted, said) = stage.rollback(&["abort", &given_up])?;
+    ensure!(
+        status == 0 && text(&aborted, "/state") == Some("aborted"),
+        "{said}"
+    );
+    check(&["apply", &given_up], "no plan")?;
+    let mut first = stage.begin(&["apply", &plan])?;
+    until("the old one to be asked to stop", PATIENCE, || {
+        ensure!(text(&stage.order(&plan)?, "/step") == Some("stop"));
+        Ok(())
+    })?;
+    check(&["apply", &second], "is under way")?;
+    check(&["abort", &plan], "it has begun to stop its container")?;
+    ensure!(first.wait()?.success(), "{:#}", stage.order(&plan)?);
+
+    // An undo must not bring back what was revoked.
+    let approve = format!("{REPOSITORY}@{bad}");
+    stage
+        .daemon
+        .monitorctl(["approval", "approve", &approve, "--reason", "error"])?;
+    stage
+        .daemon
+        .monitorctl(["approval", "revoke", bad, "--reason", "CVE"])?;
+    let undo = ["plan", "web", "--to", good, "--on-failure", "undo"];
+    check(&undo, "was revoked")?;
+
+    // Without the role.
+    let log = stage.daemon.full_log();
+    let lines = log.lines().map(serde_json::from_str::<Value>);
+    let address = lines.flatten().find_map(|line| {
+        let address = text(&line, "/fields/address")?;
+        address.starts_with("https://").then(|| address.to_owned())
+    });
+    let file = |name: &str| stage.containerd.directory().join(name);
+    let done = Command::new(program("MONITORCTL", "monitorctl")?)
+        .args(["--address", &address.context("no address")?])
+        .arg("--ca")
+        .arg(file("ca.crt"))
+        .arg("--cert")
+        .arg(file("soc.example.crt"))
+        .arg("--key")
+        .arg(file("soc.example.key"))
+        .args(["rollback", "plan", "web", "--to", good])
+        .output()?;
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    ensure!(done.status.code() == Some(4), "{said}");
+    ensure!(said.contains("it needs the role responder"), "{said}");
+
+    let audited = stage.audited()?;
+    for expect in [
+        "soc.example PlanRollback - refused",
+        &format!("user 0 PlanRollback container/web to {bad} refused {bad} is unapproved"),
+        "PlanRollback container/nobody to",
+        "the plan is outdated",
+        r#"no container \"goes\" on this node"#,
+        &format!("ApplyRollback order/{second} failed"),
+        &format!("order {plan} of this container is under way"),
+        &format!("AbortRollback order/{plan} failed"),
+        &format!("user 0 Rollback order/{plan} done slow was rolled back"),
+    ] {
+        ensure!(
+            audited.iter().any(|line| line.contains(expect)),
+            "{expect} is not in {audited:#?}"
+        );
+    }
+    ensure!(stage.daemon.stop()?.success());
+    Ok(())
+}
