@@ -58,7 +58,7 @@ pub fn facts(posture: &Posture, is_pinned: bool, contents: Option<&Contents>) ->
         found.is_some_and(|(_, found)| matches!(found.kind, EntryKind::File { .. }))
     };
     let present = |paths: &[&'static str]| -> Vec<&'static str> {
-        paths.iter().copied().filter(|path| has(&path)).collect()
+        paths.iter().copied().filter(|path| has(path)).collect()
     };
     let mut facts = json!(posture);
     if let Some(facts) = facts.as_object_mut() {
