@@ -17,6 +17,7 @@ use tests::{
     alerts::text,
     containerd::{Containerd, Run},
     image::{self, Image},
+    layer::{Attributes, Layer},
     registry::{PASSWORD, Registry, USER, credentials},
     require,
     world::{BASE, World},
@@ -315,7 +316,10 @@ fn what_runs_without_a_valid_signature_is_told() -> Result<()> {
     );
     let signed = Image::build(
         "example.invalid/signed:1",
-        &[image::base_layer()?],
+        &[
+            image::base_layer()?,
+            Layer::new().file("signed", b"", Attributes::default()),
+        ],
         &image::base_config(),
     )?;
     let world = World::start_configured(&config, |containerd| {
