@@ -168,3 +168,17 @@ pub(crate) fn read_text(path: &Path, bytes_max: usize) -> Result<String, String>
     let bytes = read(path, bytes_max).map_err(|error| error.to_string())?;
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
 }
+
+/// What each of some files holds, or why one is refused, with its name. Blocks.
+pub(crate) fn parse_all<T, E: std::fmt::Display>(
+    paths: &[PathBuf],
+    bytes_max: usize,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Vec<T>, String> {
+    let parsed = paths.iter().map(|path| {
+        let text = read_text(path, bytes_max);
+        let parsed = text.and_then(|text| parse(&text).map_err(|error| error.to_string()));
+        parsed.map_err(|error| format!("{}: {error}", path.display()))
+    });
+    parsed.collect()
+}

@@ -32,3 +32,4 @@ pub mod respond;
 pub mod sensor;
 mod tls;
 pub mod verify;
+pub mod yaml;

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::{
     alerts::{Alerts, text},
-    containerd::{Process, output},
+    containerd::{Containerd, Process, output},
     poll::{Deadline, PATIENCE, until},
 };
 
@@ -120,6 +120,20 @@ impl Daemon {
             directory: directory.to_owned(),
         };
         daemon.process.set(child);
+        Ok(daemon)
+    }
+
+    /// Starts it beside a containerd, with the configuration `config.toml` in that one's directory and
+    /// any port for TCP, and waits until it is ready.
+    pub fn start_with_tcp(containerd: &Containerd) -> Result<Self> {
+        let own = containerd.directory().join("monitord");
+        let mut command = Self::command(&containerd.address(), &own)?;
+        command
+            .arg("--config")
+            .arg(containerd.directory().join("config.toml"))
+            .args(["--listen", "https://127.0.0.1:0"]);
+        let daemon = Self::spawn(&mut command, &own)?;
+        daemon.wait_ready()?;
         Ok(daemon)
     }
 

@@ -1,12 +1,12 @@
 //! Signatures of images in a real containerd and in Debian's registry.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use monitor::{
     containerd::Client,
-    provenance::{KeyOptions, Options, Provenance, Subject},
+    provenance::{KeyOptions, Options, Provenance, Subject, Verdict},
     registry,
 };
 use serde_json::{Value, json};
@@ -191,6 +191,14 @@ fn subject(containerd: &Containerd, image: &Image) -> Result<Subject> {
     })
 }
 
+/// The verdict that sources lead to now, which says this.
+async fn said(provenance: &Provenance, subject: &Subject, expect: &str) -> Result<Arc<Verdict>> {
+    let verdict = provenance.verify_now(subject).await;
+    let said = verdict.signature.to_string();
+    ensure!(said == expect, "{said} instead of {expect}: {verdict:?}");
+    Ok(verdict)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn signatures_are_found_in_containerd() -> Result<()> {
     require!(Root, Containerd, Busybox);
@@ -202,12 +210,7 @@ async fn signatures_are_found_in_containerd() -> Result<()> {
     let image = image::base("registry.example/shop/web:1")?;
     containerd.import(&image)?;
     let subject = subject(&containerd, &image)?;
-    let check = async |expect: &str| {
-        let verdict = provenance.verify_now(&subject).await;
-        let said = verdict.signature.to_string();
-        ensure!(said == expect, "{said} instead of {expect}: {verdict:?}");
-        Ok(verdict)
-    };
+    let check = async |expect: &str| said(&provenance, &subject, expect).await;
     check("it has no signature").await?;
 
     // By cosign's tag.
@@ -272,12 +275,7 @@ async fn signatures_are_found_in_a_registry() -> Result<()> {
     containerd.import(&image)?;
     registry.push(&image)?;
     let subject = subject(&containerd, &image)?;
-    let check = async |expect: &str| {
-        let verdict = provenance.verify_now(&subject).await;
-        let said = verdict.signature.to_string();
-        ensure!(said == expect, "{said} instead of {expect}: {verdict:?}");
-        Ok(verdict)
-    };
+    let check = async |expect: &str| said(&provenance, &subject, expect).await;
     check("it has no signature").await?;
     let hex = image.manifest_digest.trim_start_matches("sha256:");
     let signature = signer.simple(&image.manifest_digest)?;

@@ -88,7 +88,7 @@ cool_down_seconds = 0
         );
         fs::write(directory.join("config.toml"), config)?;
         let stage = Self {
-            daemon: daemon(&containerd)?,
+            daemon: Daemon::start_with_tcp(&containerd)?,
             containerd,
             good,
             bad,
@@ -235,18 +235,6 @@ cool_down_seconds = 0
         }
         Ok(())
     }
-}
-
-fn daemon(containerd: &Containerd) -> Result<Daemon> {
-    let own = containerd.directory().join("monitord");
-    let mut command = Daemon::command(&containerd.address(), &own)?;
-    command
-        .arg("--config")
-        .arg(containerd.directory().join("config.toml"))
-        .args(["--listen", "https://127.0.0.1:0"]);
-    let daemon = Daemon::spawn(&mut command, &own)?;
-    daemon.wait_ready()?;
-    Ok(daemon)
 }
 
 fn seconds(order: &Value, from: &str, to: &str) -> Result<f64> {
@@ -400,7 +388,7 @@ fn an_order_is_finished_by_the_next_daemon() -> Result<()> {
         let mut client = stage.begin(&["apply", &plan])?;
         let hit = kill_at(&stage, &plan, step)?;
         client.wait()?;
-        stage.daemon = daemon(&stage.containerd)?;
+        stage.daemon = Daemon::start_with_tcp(&stage.containerd)?;
         let expect = if is_back { "undone" } else { "done" };
         let order = until("the order to end", PATIENCE, || {
             let order = stage.order(&plan)?;

@@ -54,7 +54,7 @@ observer = ["soc.example"]
 "#
             ),
         )?;
-        let daemon = Self::daemon(&containerd)?;
+        let daemon = Daemon::start_with_tcp(&containerd)?;
         let address = listens_at(&daemon.full_log()).context("no address in the log")?;
         Ok(Self {
             daemon,
@@ -62,18 +62,6 @@ observer = ["soc.example"]
             containerd,
             _alone: alone,
         })
-    }
-
-    fn daemon(containerd: &Containerd) -> Result<Daemon> {
-        let own = containerd.directory().join("monitord");
-        let mut command = Daemon::command(&containerd.address(), &own)?;
-        command
-            .arg("--config")
-            .arg(containerd.directory().join("config.toml"))
-            .args(["--listen", "https://127.0.0.1:0"]);
-        let daemon = Daemon::spawn(&mut command, &own)?;
-        daemon.wait_ready()?;
-        Ok(daemon)
     }
 
     /// What somebody is answered by TCP.
@@ -142,7 +130,7 @@ fn audited(served: &Served) -> Result<()> {
     let log = log.join("00000000000000000001.jsonl");
     let whole = fs::read_to_string(&log)?;
     fs::write(&log, format!("{whole}{{\"sequence\":3,"))?;
-    let daemon = Served::daemon(&served.containerd)?;
+    let daemon = Daemon::start_with_tcp(&served.containerd)?;
     expect.push("monitord audit failed".to_owned());
     ensure!(list(&daemon)? == expect, "the torn record is told");
     daemon.monitorctl(["audit", "verify", "--head", &head])?;

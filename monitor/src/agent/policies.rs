@@ -24,11 +24,12 @@ use crate::{
     files::{self, Folder},
     policy::{
         Added, Asked, DEFAULT, Document, Exception, Fate, On, Policies,
-        document::{DOCUMENT_BYTES_MAX, EXCEPTIONS_MAX, Selector},
+        document::{EXCEPTIONS_MAX, Selector},
         facts, like,
         recording::Recorded,
     },
     profile::Deviation,
+    yaml::DOCUMENT_BYTES_MAX,
 };
 
 /// How often the folder is looked at.
@@ -170,13 +171,11 @@ fn combined(
 
 /// The folder's policies, if they are not what they were before.
 fn read(folder: &mut Folder) -> Option<Found> {
-    let paths = folder.changed()?;
-    let parsed = paths.iter().map(|path| {
-        let failed = |error: String| format!("{}: {error}", path.display());
-        let text = files::read_text(path, DOCUMENT_BYTES_MAX).map_err(failed)?;
-        Document::parse(&text).map_err(|error| failed(error.to_string()))
-    });
-    Some(parsed.collect())
+    Some(files::parse_all(
+        &folder.changed()?,
+        DOCUMENT_BYTES_MAX,
+        Document::parse,
+    ))
 }
 
 /// What policies make of an act.

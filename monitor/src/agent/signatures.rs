@@ -83,6 +83,9 @@ impl Owner {
     /// Asks for the signatures of what runs, where they are not known, are of other keys, or are old.
     pub(super) fn signature_tick(&mut self) {
         let signatures = &mut self.state.signatures;
+        if !signatures.provenance.has_keys() {
+            return;
+        }
         let provenance = signatures.provenance.clone();
         let refreshed = provenance.clone();
         self.state.in_flight.spawn(async move {
@@ -141,7 +144,7 @@ impl Owner {
             since: Instant::now(),
         };
         signatures.known.insert(subject, known);
+        // Judged with the next tick: several come at once.
         self.state.approvals.make_due();
-        self.approval_tick();
     }
 }

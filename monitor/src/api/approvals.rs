@@ -19,10 +19,11 @@ use super::{
 use crate::{
     approval::{
         FullError,
-        document::{REPOSITORY_BYTES_MAX, TEXT_BYTES_MAX, check_repository},
+        document::{REPOSITORY_BYTES_MAX, check_repository},
     },
     audit::Call,
     digest::Digest,
+    yaml::TEXT_BYTES_MAX,
 };
 
 /// Who may say which images may run.

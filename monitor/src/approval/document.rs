@@ -3,21 +3,18 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::{
+    digest::Digest,
+    yaml::{self, API_VERSION, DocumentError},
+};
 
-/// Version of the form.
-pub const API_VERSION: &str = "monitor.v1";
 /// Kind of document.
 pub const KIND: &str = "ImageApproval";
 
-/// Bytes of a document; a longer one is refused.
-pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 /// Statements of one document; more are refused.
 pub const STATEMENTS_MAX: usize = 1024;
 /// Bytes of a repository's name, which the OCI distribution specification leaves to registries.
 pub const REPOSITORY_BYTES_MAX: usize = 255;
-/// Bytes of any other text.
-pub const TEXT_BYTES_MAX: usize = 1024;
 
 /// What was said of the images of one repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,22 +59,6 @@ pub enum State {
     Revoked,
 }
 
-/// A document is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DocumentError {
-    /// Not YAML of this form; the text names line and column.
-    #[error("{0}")]
-    Syntax(String),
-    /// A value that makes no sense.
-    #[error("{at}: {problem}")]
-    Value {
-        /// Where: `statements/3`.
-        at: String,
-        /// What is wrong, and what is allowed.
-        problem: String,
-    },
-}
-
 impl Document {
     /// Of a repository of which nothing was said.
     pub fn new(repository: &str) -> Self {
@@ -89,14 +70,13 @@ impl Document {
         }
     }
 
-    /// Reads a document, whose length the caller has checked.
+    /// Reads a document.
     ///
     /// # Errors
     ///
     /// See [`DocumentError`].
     pub fn parse(text: &str) -> Result<Self, DocumentError> {
-        let mut document: Self = serde_saphyr::from_str(text)
-            .map_err(|error| DocumentError::Syntax(error.to_string().trim_end().to_owned()))?;
+        let mut document: Self = yaml::parse(text)?;
         document.check()?;
         document.statements.sort_by_key(|it| (it.at, it.state));
         Ok(document)
@@ -108,15 +88,12 @@ impl Document {
     ///
     /// It holds what cannot be written.
     pub fn to_yaml(&self) -> Result<String, String> {
-        serde_saphyr::to_string(self).map_err(|error| error.to_string())
+        yaml::write(self)
     }
 
     fn check(&self) -> Result<(), DocumentError> {
-        let refused = |at: String, problem: String| Err(DocumentError::Value { at, problem });
-        if self.api_version != API_VERSION || self.kind != KIND {
-            let problem = format!("give apiVersion: {API_VERSION} and kind: {KIND}");
-            return refused("apiVersion".to_owned(), problem);
-        }
+        let refused = |at: String, problem: String| Err(DocumentError::value(at, problem));
+        yaml::check_header(&self.api_version, &self.kind, KIND)?;
         if let Err(problem) = check_repository(&self.repository) {
             return refused("repository".to_owned(), problem);
         }
@@ -126,11 +103,8 @@ impl Document {
         }
         for (index, statement) in self.statements.iter().enumerate() {
             let at = format!("statements/{}", index + 1);
-            for (key, text) in [("by", &statement.by), ("reason", &statement.reason)] {
-                if !(1..=TEXT_BYTES_MAX).contains(&text.trim().len()) {
-                    return refused(at, format!("{key} has 1 to {TEXT_BYTES_MAX} bytes"));
-                }
-            }
+            yaml::check_text(&at, "by", &statement.by)?;
+            yaml::check_text(&at, "reason", &statement.reason)?;
             let is_never = statement.until.is_some_and(|until| until <= statement.at);
             if is_never {
                 return refused(at, "until is not after at".to_owned());

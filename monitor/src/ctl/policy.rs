@@ -21,9 +21,9 @@ use crate::{
     files,
     policy::{
         Document, Policies,
-        document::DOCUMENT_BYTES_MAX,
         recording::{LINE_BYTES_MAX, Recorded},
     },
+    yaml::DOCUMENT_BYTES_MAX,
 };
 
 /// `policy list`.

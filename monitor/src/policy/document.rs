@@ -5,23 +5,20 @@ use std::collections::{BTreeMap, HashSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::detect::{Kind, Severity};
+use crate::{
+    detect::{Kind, Severity},
+    yaml::{self, API_VERSION, DocumentError},
+};
 
-/// Version of the form.
-pub const API_VERSION: &str = "monitor.v1";
 /// Kind of document.
 pub const KIND: &str = "Policy";
 
-/// Bytes of a document; a longer one is refused.
-pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 /// Rules of one document; more are refused.
 pub const RULES_MAX: usize = 256;
 /// Exceptions of one document; more are refused.
 pub const EXCEPTIONS_MAX: usize = 1024;
 /// Bytes of a name.
 const NAME_BYTES_MAX: usize = 63;
-/// Bytes of any other text.
-const TEXT_BYTES_MAX: usize = 1024;
 
 /// A policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,25 +148,6 @@ impl Selector {
     }
 }
 
-/// A document is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DocumentError {
-    /// Too long.
-    #[error("it has {0} bytes; at most {DOCUMENT_BYTES_MAX} are read")]
-    TooLong(usize),
-    /// Not YAML of this form; the text names line and column.
-    #[error("{0}")]
-    Syntax(String),
-    /// A value that makes no sense.
-    #[error("{at}: {problem}")]
-    Value {
-        /// Where: `rules/NAME`.
-        at: String,
-        /// What is wrong, and what is allowed.
-        problem: String,
-    },
-}
-
 impl Document {
     /// A policy without rules and exceptions.
     pub fn new(name: &str) -> Self {
@@ -188,11 +166,7 @@ impl Document {
     ///
     /// See [`DocumentError`].
     pub fn parse(text: &str) -> Result<Self, DocumentError> {
-        if text.len() > DOCUMENT_BYTES_MAX {
-            return Err(DocumentError::TooLong(text.len()));
-        }
-        let document: Self = serde_saphyr::from_str(text)
-            .map_err(|error| DocumentError::Syntax(error.to_string().trim_end().to_owned()))?;
+        let document: Self = yaml::parse(text)?;
         document.check()?;
         Ok(document)
     }
@@ -203,15 +177,12 @@ impl Document {
     ///
     /// It holds what cannot be written.
     pub fn to_yaml(&self) -> Result<String, String> {
-        serde_saphyr::to_string(self).map_err(|error| error.to_string())
+        yaml::write(self)
     }
 
     fn check(&self) -> Result<(), DocumentError> {
-        let refused = |at: String, problem: String| Err(DocumentError::Value { at, problem });
-        if self.api_version != API_VERSION || self.kind != KIND {
-            let problem = format!("give apiVersion: {API_VERSION} and kind: {KIND}");
-            return refused("apiVersion".to_owned(), problem);
-        }
+        let refused = |at: String, problem: String| Err(DocumentError::value(at, problem));
+        yaml::check_header(&self.api_version, &self.kind, KIND)?;
         name("name", &self.name)?;
         let (rules, exceptions) = (self.rules.len(), self.exceptions.len());
         if rules > RULES_MAX || exceptions > EXCEPTIONS_MAX {
@@ -233,7 +204,7 @@ impl Document {
                 (On::Exec | On::Open | On::Connect | On::Container, None) => {
                     return refused(at, "give the message of what is found".to_owned());
                 }
-                (_, Some(message)) => text(&at, "message", message)?,
+                (_, Some(message)) => yaml::check_text(&at, "message", message)?,
                 (On::Finding, None) => {}
             }
         }
@@ -243,8 +214,8 @@ impl Document {
             if !names.insert(&exception.name) {
                 return refused(at, "another rule or exception has the name".to_owned());
             }
-            text(&at, "owner", &exception.owner)?;
-            text(&at, "reason", &exception.reason)?;
+            yaml::check_text(&at, "owner", &exception.owner)?;
+            yaml::check_text(&at, "reason", &exception.reason)?;
         }
         Ok(())
     }
@@ -256,20 +227,7 @@ fn name(at: &str, name: &str) -> Result<(), DocumentError> {
     if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_allowed) {
         return Ok(());
     }
-    Err(DocumentError::Value {
-        at: at.to_owned(),
-        problem: format!(
-            "a name has 1 to {NAME_BYTES_MAX} letters, digits, `-` and `_`, not {name:?}"
-        ),
-    })
-}
-
-fn text(at: &str, key: &str, text: &str) -> Result<(), DocumentError> {
-    if (1..=TEXT_BYTES_MAX).contains(&text.trim().len()) {
-        return Ok(());
-    }
-    Err(DocumentError::Value {
-        at: at.to_owned(),
-        problem: format!("{key} has 1 to {TEXT_BYTES_MAX} bytes"),
-    })
+    let problem =
+        format!("a name has 1 to {NAME_BYTES_MAX} letters, digits, `-` and `_`, not {name:?}");
+    Err(DocumentError::value(at, problem))
 }

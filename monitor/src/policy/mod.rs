@@ -12,7 +12,7 @@ use monitor_api::v1::Alert;
 use serde_json::Value;
 
 pub use self::{
-    document::{Document, DocumentError, Exception, On, Rule},
+    document::{Document, Exception, On, Rule},
     selector::Who,
 };
 use crate::{

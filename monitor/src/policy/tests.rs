@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{recording::Recorded, *};
+use crate::yaml::DocumentError;
 
 fn document(body: &str) -> Result<Document, DocumentError> {
     Document::parse(&format!(

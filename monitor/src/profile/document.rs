@@ -6,8 +6,6 @@ use jiff::Timestamp;
 
 use crate::digest::{Digest, Sha256};
 
-/// Version of the form.
-pub const API_VERSION: &str = "monitor.v1";
 /// Kind of document.
 pub const KIND: &str = "Profile";
 

@@ -12,12 +12,15 @@ use serde::{
 use super::{
     arguments,
     convert::{self, network},
-    document::{API_VERSION, KIND, State},
+    document::{KIND, State},
     pattern::{self, PATH_BYTES_MAX},
     peers::{self, Network},
     tree::{READ, WRITE},
 };
-use crate::digest::{Digest, Sha256};
+use crate::{
+    digest::{Digest, Sha256},
+    yaml::API_VERSION,
+};
 
 /// Something that is written as a text.
 pub(super) trait Text: Sized {

@@ -220,6 +220,11 @@ impl Keys {
         Self(keys.collect())
     }
 
+    /// Whether none is configured.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether a key is configured for a repository, be it in force or not.
     pub(super) fn are_for(&self, repository: &str) -> bool {
         self.0.iter().any(|key| key.counts_for(repository))

@@ -97,6 +97,11 @@ impl Provenance {
         lock(&self.0.keys).generation
     }
 
+    /// Whether any key is configured, be it in force or not.
+    pub fn has_keys(&self) -> bool {
+        !lock(&self.0.keys).keys.is_empty()
+    }
+
     /// Whether images of a repository need a signature: a key is configured for it, be it in force or
     /// not.
     pub fn is_required(&self, repository: &str) -> bool {

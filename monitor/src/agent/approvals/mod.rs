@@ -27,7 +27,6 @@ use crate::{
     api::{ApprovalCall, ApprovalCallError},
     approval::{
         Approvals, Document, FullError, REPOSITORIES_MAX, Standing, State as Said, Statement,
-        document::DOCUMENT_BYTES_MAX,
     },
     clock, config,
     containers::{Container, Identity, catalog::Reference, repository},
@@ -36,6 +35,7 @@ use crate::{
     files::{self, Folder},
     provenance::{Subject, Verdict},
     registry,
+    yaml::DOCUMENT_BYTES_MAX,
 };
 
 /// How often the folder is looked at.
@@ -235,13 +235,9 @@ impl State {
 
 /// Reads documents. Blocks.
 fn read_all(paths: &[PathBuf]) -> Found {
-    let parsed = paths.iter().map(|path| {
-        let failed = |error: String| format!("{}: {error}", path.display());
-        let text = files::read_text(path, DOCUMENT_BYTES_MAX).map_err(failed)?;
-        let document = Document::parse(&text).map_err(|error| failed(error.to_string()))?;
-        Ok((path.display().to_string(), document))
-    });
-    parsed.collect()
+    let documents = files::parse_all(paths, DOCUMENT_BYTES_MAX, Document::parse)?;
+    let names = paths.iter().map(|path| path.display().to_string());
+    Ok(names.zip(documents).collect())
 }
 
 /// The folder's documents, if they are not what they were before.
