@@ -25,6 +25,8 @@ const SHOWN_MAX: usize = 20;
 pub struct Arrival {
     /// By the clock that the alert's own times are of.
     pub at: SystemTime,
+    /// The cursor of its first revision.
+    pub cursor: Option<u64>,
     /// Its last revision.
     pub alert: Value,
 }
@@ -65,6 +67,7 @@ impl Received {
             let alert = serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))?;
             self.lock().push(Arrival {
                 at: SystemTime::now(),
+                cursor: cursor(&alert),
                 alert,
             });
             self.changed.notify_all();
@@ -159,6 +162,11 @@ impl Alerts {
 /// The text at a JSON pointer; `None` if there is none.
 pub fn text<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
     value.pointer(pointer).and_then(Value::as_str)
+}
+
+/// The cursor of a revision of an alert.
+pub fn cursor(alert: &Value) -> Option<u64> {
+    text(alert, "/cursor")?.parse().ok()
 }
 
 /// What each of the alerts says at these places, sorted; empty where it says nothing.

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 
 use crate::{
-    alerts::{Alerts, summary, text},
+    alerts::{Alerts, cursor, summary, text},
     containerd::{Containerd, Run},
     daemon::Daemon,
     image::{self, Image, PROBE_PATH},
@@ -162,7 +162,6 @@ impl World {
         self.marker()?;
         let newest = self.daemon.newest_cursor()?;
         until("every alert to arrive", PATIENCE, || {
-            let cursor = |alert: &Value| text(alert, "/cursor")?.parse::<u64>().ok();
             let arrived = self.alerts.arrivals();
             let arrived = arrived
                 .iter()

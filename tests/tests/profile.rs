@@ -104,12 +104,10 @@ fn start(world: &World, program: &Program, reference: &str) -> Result<String> {
 
 /// Alerts of a container that were told after `cursor`.
 fn told_after(world: &World, container: &str, cursor: u64) -> Vec<Arrival> {
-    let is_after = |alert: &Value| {
-        let own = text(alert, "/cursor").and_then(|it| it.parse::<u64>().ok());
-        text(alert, "/container/id") == Some(container) && own > Some(cursor)
-    };
-    let arrivals = world.alerts.arrivals().into_iter();
-    arrivals.filter(|it| is_after(&it.alert)).collect()
+    let is_of = |it: &Arrival| text(&it.alert, "/container/id") == Some(container);
+    let mut arrivals = world.alerts.arrivals();
+    arrivals.retain(|it| is_of(it) && it.cursor > Some(cursor));
+    arrivals
 }
 
 fn shown(arrivals: &[Arrival]) -> String {
@@ -118,6 +116,18 @@ fn shown(arrivals: &[Arrival]) -> String {
         let details = details.and_then(Value::as_str).unwrap_or("");
         let by = text(&it.alert, "/process/executable").unwrap_or("-");
         format!("  {} by {by}: {details}", summary(&it.alert))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// What the daemon says it may have missed.
+fn gaps(world: &World) -> String {
+    let mut arrivals = world.alerts.arrivals();
+    arrivals.retain(|it| text(&it.alert, "/kind") == Some("coverage_gap"));
+    let lines = arrivals.iter().map(|it| {
+        let said = text(&it.alert, "/message").unwrap_or("-");
+        let hooks = it.alert.pointer("/details/hooks").unwrap_or(&Value::Null);
+        format!("  until cursor {:?}: {said}: {hooks}", it.cursor)
     });
     lines.collect::<Vec<_>>().join("\n")
 }
@@ -137,9 +147,10 @@ fn expect_one(
     let wanted: Vec<&Arrival> = told.iter().filter(|it| is_wanted(&it.alert)).collect();
     let [one] = wanted.as_slice() else {
         bail!(
-            "{what}: {} alerts instead of one, of\n{}",
+            "{what}: {} alerts instead of one after cursor {before}, of\n{}\nwith gaps\n{}",
             wanted.len(),
-            shown(&told)
+            shown(&told),
+            gaps(world)
         );
     };
     let delay = one.delay_ms()?;

@@ -104,7 +104,7 @@ impl Program {
 pub struct Known {
     /// What it executed, if that was seen.
     pub program: Option<Arc<Program>>,
-    /// Executables of its ancestors, nearest first.
+    /// Executables of its ancestors, nearest first, up to the first that executed inside.
     pub ancestors: Vec<Vec<u8>>,
     /// What the first of its line that came from outside executed first in the container, if that was
     /// seen: of `kubectl exec` the command.
@@ -162,6 +162,12 @@ impl Processes {
         let program = Arc::new(Program::of(exec));
         // Before, it is the runtime that executes itself.
         let is_inside = process.mount_namespace != host_mount_namespace;
+        // What is seen of the runtime before its child is in the container is of no line of the
+        // container's.
+        let from_outside = process.parent_mount_namespace == host_mount_namespace;
+        if is_inside && from_outside && entry.command.is_none() {
+            entry.entered = Some(entry.id);
+        }
         // Of who comes from nowhere it is not known whether it was put in.
         let is_first = match entry.entered {
             Some(entered) => entered == entry.id,
@@ -171,7 +177,7 @@ impl Processes {
             entry.command = Some(Arc::clone(&program));
         }
         entry.program = Some(program);
-        let known = self.known(&entry);
+        let known = self.known(&entry, host_mount_namespace);
         self.put(entry);
         known
     }
@@ -179,7 +185,7 @@ impl Processes {
     /// What is known of a process that does something else.
     pub fn acted(&mut self, process: &Process, host_mount_namespace: u32) -> Known {
         let entry = self.entry_of(process, host_mount_namespace);
-        self.known(&entry)
+        self.known(&entry, host_mount_namespace)
     }
 
     /// Takes note of a child, which executes what its parent does.
@@ -271,20 +277,27 @@ impl Processes {
         }
     }
 
-    fn known(&self, entry: &Entry) -> Known {
-        let mut ancestors = Vec::new();
+    fn known(&self, entry: &Entry, host_mount_namespace: u32) -> Known {
+        let mut ancestors: Vec<&Program> = Vec::new();
         let mut next = entry.parent;
         for _ in 0..ANCESTORS_MAX {
             let Some(parent) = next.and_then(|parent| self.find(parent)) else {
                 break;
             };
-            let program = parent.program.as_ref();
-            ancestors.extend(program.map(|program| program.executable.clone()));
+            ancestors.extend(parent.program.as_deref());
             next = parent.parent;
         }
+        // The runtime is seen by chance only.
+        while ancestors
+            .pop_if(|last| last.mount_namespace == host_mount_namespace)
+            .is_some()
+        {}
+        let ancestors = ancestors.into_iter();
         Known {
             program: entry.program.clone(),
-            ancestors,
+            ancestors: ancestors
+                .map(|program| program.executable.clone())
+                .collect(),
             command: entry.command.clone(),
             entered: entry.entered,
             container: self.container_in_line(Some(entry)),

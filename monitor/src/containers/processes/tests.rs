@@ -83,6 +83,49 @@ fn origin_and_ancestors_follow_the_tree() {
 }
 
 #[test]
+fn the_runtime_is_of_no_line_of_the_containers() {
+    let container = container(10);
+    let fork = |parent, child| Fork { parent, child };
+    // What the runtime executes was seen before its cgroup was known to be the host's, or was not.
+    for is_seen in [true, false] {
+        let mut processes = Processes::default();
+        for (own, runtime) in [(10, 5), (20, 6)] {
+            let mut create = exec(runtime, u64::from(runtime), 4, HOST, "/usr/bin/runc");
+            create.used.process.mount_namespace = HOST;
+            if is_seen {
+                processes.executed(&create, HOST);
+            }
+            let start = u64::from(own);
+            processes.forked(fork(id(runtime, u64::from(runtime)), id(own, start)));
+        }
+        let mut check = |exec: Exec, origin: Origin, ancestors: &[&str], command: Option<&str>| {
+            let known = processes.executed(&exec, HOST);
+            let process = &exec.used.process;
+            let command = command.map(str::as_bytes);
+            let seen = known.command.as_ref().map(|it| it.executable.as_slice());
+            assert_eq!(
+                (known.origin(process, &container), seen),
+                (origin, command),
+                "{exec:?}"
+            );
+            assert_eq!(known.ancestors, texts(ancestors), "{exec:?}");
+        };
+        let (init, put_in) = (Some("/init"), Some("/bin/sh"));
+        check(exec(10, 10, 5, HOST, "/init"), Origin::Init, &[], init);
+        check(exec(11, 111, 10, OWN, "/x"), Origin::Init, &["/init"], init);
+        check(exec(20, 20, 6, HOST, "/bin/sh"), Origin::Exec, &[], put_in);
+        let child = exec(21, 121, 20, OWN, "/x");
+        check(child, Origin::Exec, &["/bin/sh"], put_in);
+        // An escaped one's are told whole.
+        let mut escaped = exec(22, 122, 20, OWN, "/y");
+        escaped.used.process.mount_namespace = HOST;
+        check(escaped, Origin::Exec, &["/bin/sh"], put_in);
+        let next = exec(23, 123, 22, HOST, "/z");
+        check(next, Origin::Exec, &["/y", "/bin/sh"], put_in);
+    }
+}
+
+#[test]
 fn forks_link_what_executes_nothing_and_ends_leave_ancestors() {
     let mut processes = Processes::default();
     let container = container(10);
