@@ -286,6 +286,13 @@ pub(super) fn ways(kind: Hook) -> &'static [Way] {
         .map_or(&[], |(_, ways)| ways)
 }
 
+/// Those of `allowed` sets, if there is a choice.
+pub(super) fn allowed_ways(kind: Hook, allowed: &[HookSet]) -> impl Iterator<Item = &'static Way> {
+    let ways = ways(kind);
+    let may = move |way: &&Way| allowed.contains(&way.set) || ways.len() == 1;
+    ways.iter().filter(may)
+}
+
 /// What a way sees more of where the kernel takes all of these.
 pub(super) fn additions(kind: Hook, set: HookSet) -> &'static [Program] {
     match (kind, set) {

@@ -5,14 +5,17 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
     io,
+    num::NonZeroUsize,
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, ProgramArray},
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FEntry, Lsm, Program as Loaded, ProgramFd,
-        ProgramInfo, links::FdLink,
+        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FEntry, Lsm, Program as Loaded,
+        ProgramError, ProgramFd, ProgramInfo, links::FdLink,
     },
 };
 use monitor_common::{Hook, offsets::KernelOffsets, syscall::Next};
@@ -35,6 +38,10 @@ const REFUSED_BEFORE: &str = "it was refused when the hooks were attached, befor
 
 /// The map of what goes on where the program at the end of system calls leaves off.
 const NEXT: &str = "NEXT";
+
+/// Programs that the kernel verifies at once, at most: two thirds of the time are those of the two that
+/// take longest.
+const THREADS_MAX: usize = 4;
 
 /// Whether the object was there at build time.
 pub(super) fn are_built_in() -> bool {
@@ -89,6 +96,9 @@ impl Programs {
     /// Attaches, for each kind of event, the best of the `allowed` sets that the kernel accepts.
     pub(super) fn attach(&mut self, allowed: &[HookSet]) -> Vec<Choice> {
         let runs_programs = security::runs_programs();
+        let may_try = |set| set != HookSet::Lsm || runs_programs.is_ok();
+        let sets = hooks::SETS.into_iter().filter(|set| may_try(*set));
+        self.load_ahead(allowed, sets);
         let choose = |kind| {
             let mut choice = Choice {
                 kind,
@@ -96,10 +106,7 @@ impl Programs {
                 refused: Vec::new(),
                 refused_addition: None,
             };
-            for way in hooks::ways(kind) {
-                if !allowed.contains(&way.set) && hooks::ways(kind).len() > 1 {
-                    continue;
-                }
+            for way in hooks::allowed_ways(kind, allowed) {
                 let runs = match way.set {
                     HookSet::Lsm => runs_programs.clone(),
                     HookSet::Fentry | HookSet::Tracepoint => Ok(()),
@@ -119,6 +126,62 @@ impl Programs {
             choice
         };
         hooks::KINDS.into_iter().map(choose).collect()
+    }
+
+    /// Has the kernel verify side by side what is likely to be attached: one by one it takes as long as
+    /// all of them together. What it refuses is met again, with the reason, when it is to be attached.
+    fn load_ahead(&mut self, allowed: &[HookSet], sets: impl Iterator<Item = HookSet>) {
+        let mut open = hooks::KINDS.to_vec();
+        for set in sets {
+            let mut wanted: Vec<Program> = Vec::new();
+            let ways = |kind: &Hook| {
+                let mut ways = hooks::allowed_ways(*kind, allowed);
+                ways.find(|way| way.set == set)
+            };
+            for kind in &open {
+                let way = ways(kind).map_or(&[][..], |way| way.programs);
+                let additions = match (&self.lacks, way) {
+                    (Some(_), _) | (_, []) => &[],
+                    (None, _) => hooks::additions(*kind, set),
+                };
+                for program in way.iter().chain(additions) {
+                    if !wanted.iter().any(|other| other.name == program.name) {
+                        wanted.push(*program);
+                    }
+                }
+            }
+            self.load_side_by_side(&wanted);
+            let is_loaded = |program: &Program| {
+                let loaded = self.object.program(program.name);
+                loaded.is_some_and(|loaded| loaded.fd().is_ok())
+            };
+            open.retain(|kind| !ways(kind).is_some_and(|way| way.programs.iter().all(is_loaded)));
+        }
+    }
+
+    fn load_side_by_side(&mut self, wanted: &[Program]) {
+        let place = |name: &str| Some(wanted.iter().position(|it| it.name == name)?);
+        let loaded = self.object.programs_mut();
+        let mut loaded: Vec<_> = loaded
+            .filter_map(|(name, loaded)| Some((place(name)?, loaded)))
+            .collect();
+        // The last is taken first.
+        loaded.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
+        let (queue, btf) = (Mutex::new(loaded), &self.btf);
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let load = || {
+            while let Some((place, loaded)) = next() {
+                if let Some(program) = wanted.get(place) {
+                    let _ = load(loaded, program.place, btf);
+                }
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        thread::scope(|scope| {
+            for _ in 0..threads.min(THREADS_MAX) {
+                scope.spawn(load);
+            }
+        });
     }
 
     fn attach_additions(&mut self, kind: Hook, set: HookSet) -> Result<(), String> {
@@ -164,31 +227,25 @@ impl Programs {
             .object
             .program_mut(program.name)
             .ok_or_else(|| format!("the object has no program {}", program.name))?;
-        let btf = &self.btf;
+        load(loaded, program.place, &self.btf).map_err(|error| chain(&error))?;
         let attached = match program.place {
-            Place::Lsm(hook) => <&mut Lsm>::try_from(loaded).and_then(|loaded| {
-                loaded.load(hook, btf)?;
+            Place::Lsm(_) => <&mut Lsm>::try_from(loaded).and_then(|loaded| {
                 let link = loaded.attach()?;
                 loaded.take_link(link).map(FdLink::from)
             }),
-            Place::Function(function) => <&mut FEntry>::try_from(loaded).and_then(|loaded| {
-                loaded.load(function, btf)?;
+            Place::Function(_) => <&mut FEntry>::try_from(loaded).and_then(|loaded| {
                 let link = loaded.attach()?;
                 loaded.take_link(link).map(FdLink::from)
             }),
-            Place::Tracepoint(tracepoint) => {
-                <&mut BtfTracePoint>::try_from(loaded).and_then(|loaded| {
-                    loaded.load(tracepoint, btf)?;
-                    let link = loaded.attach()?;
-                    loaded.take_link(link).map(FdLink::from)
-                })
-            }
+            Place::Tracepoint(_) => <&mut BtfTracePoint>::try_from(loaded).and_then(|loaded| {
+                let link = loaded.attach()?;
+                loaded.take_link(link).map(FdLink::from)
+            }),
             Place::RootCgroup => {
                 let place = cgroup_root::find().map_err(|error| error.to_string())?;
                 let root = File::open(&place)
                     .map_err(|error| format!("cannot open {}: {error}", place.display()))?;
                 <&mut CgroupSockAddr>::try_from(loaded).and_then(|loaded| {
-                    loaded.load()?;
                     // The kernel lets links of several programs be attached; it refuses to be asked.
                     let link = loaded.attach(root, CgroupAttachMode::Single)?;
                     let link = loaded.take_link(link)?;
@@ -204,13 +261,12 @@ impl Programs {
 
     /// Has a program go on where the one at the end of system calls leaves off.
     fn set_next(&mut self, next: Next, name: &str) -> Result<(), String> {
-        let loaded = self.object.program_mut(name);
+        let loaded = self.object.program(name);
         let loaded = loaded.ok_or_else(|| format!("the object has no program {name}"))?;
-        let loaded = <&mut BtfTracePoint>::try_from(loaded).map_err(|error| chain(&error))?;
         let descriptor = loaded
-            .load(hooks::SYSCALL_EXIT, &self.btf)
-            .and_then(|()| Ok(loaded.fd()?.try_clone()?))
-            .map_err(|error| chain(&error))?;
+            .fd()
+            .and_then(|descriptor| Ok(descriptor.try_clone()?));
+        let descriptor = descriptor.map_err(|error| chain(&error))?;
         self.next()?
             .set(next as u32, &descriptor, 0)
             .map_err(|error| chain(&error))
@@ -288,6 +344,22 @@ impl Programs {
             links: self.links.into_values().collect(),
             _next: next,
         }
+    }
+}
+
+/// Has the kernel verify a program, unless it has.
+fn load(loaded: &mut Loaded, place: Place, btf: &Btf) -> Result<(), ProgramError> {
+    if loaded.fd().is_ok() {
+        return Ok(());
+    }
+    match place {
+        Place::Lsm(hook) => <&mut Lsm>::try_from(loaded)?.load(hook, btf),
+        Place::Function(function) => <&mut FEntry>::try_from(loaded)?.load(function, btf),
+        Place::Tracepoint(tracepoint) => {
+            <&mut BtfTracePoint>::try_from(loaded)?.load(tracepoint, btf)
+        }
+        Place::Next(_) => <&mut BtfTracePoint>::try_from(loaded)?.load(hooks::SYSCALL_EXIT, btf),
+        Place::RootCgroup => <&mut CgroupSockAddr>::try_from(loaded)?.load(),
     }
 }
 
