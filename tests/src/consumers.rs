@@ -3,26 +3,29 @@
 use std::{
     fmt::{self, Display},
     fs,
+    future::poll_fn,
+    path::Path,
+    pin::{Pin, pin},
+    task::Poll,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use h2::{
+    RecvStream, SendStream,
+    client::{self, Connection},
+};
 use monitor_api::v1::{
     AlertsRequest,
     alerts_request::{Now, Start, start::Position},
 };
 use nix::sys::resource::{UsageWho, getrusage};
-use prost::bytes::Buf as _;
-use tokio::{runtime, sync::mpsc, task::JoinSet, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Request, Status, Streaming,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder},
-    codegen::http::uri::PathAndQuery,
-    transport::Endpoint,
+use prost::{
+    Message as _,
+    bytes::{BufMut as _, Bytes, BytesMut},
 };
-use tonic_prost::ProstCodec;
+use tokio::{net::UnixStream, runtime, task::JoinSet, time::timeout};
+use tonic::codegen::http;
 
 use crate::{
     bench::quantile,
@@ -38,8 +41,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Most that the daemon may have resident.
 pub const MEMORY_BYTES_MAX: u64 = 256 << 20;
 
-/// What a client lets the daemon send ahead.
+/// What a client lets the daemon send ahead, and at once.
 const WINDOW_BYTES: u32 = 1 << 20;
+const FRAME_BYTES: u32 = 64 << 10;
 
 /// What is looked at of a message. The clients share the machine with the daemon, so they decode no
 /// more than what shows that each alert came, once and in order, and when.
@@ -69,37 +73,6 @@ struct Time {
     seconds: u64,
     #[prost(uint32, tag = "2")]
     nanos: u32,
-}
-
-/// Decodes a message where it lies in one piece, which takes half as long as in pieces.
-struct InOnePiece;
-
-impl Codec for InOnePiece {
-    type Encode = AlertsRequest;
-    type Decode = Message;
-    type Encoder = <ProstCodec<AlertsRequest, Message> as Codec>::Encoder;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<AlertsRequest, Message>::default().encoder()
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Decoder for InOnePiece {
-    type Item = Message;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Message>, Status> {
-        let bytes = buffer.copy_to_bytes(buffer.remaining());
-        let decoded = prost::Message::decode(&*bytes);
-        decoded
-            .map(Some)
-            .map_err(|error| Status::internal(error.to_string()))
-    }
 }
 
 /// Who reads, and how much.
@@ -188,63 +161,131 @@ impl Figures {
     }
 }
 
-/// A stream of alerts, and what keeps it open.
+/// A stream of alerts by a connection of its own. What it takes is that of a consumer elsewhere: no
+/// more than HTTP/2 and the frames of gRPC, all in one task.
 struct Consumer {
-    stream: Streaming<Message>,
-    _requests: mpsc::Sender<AlertsRequest>,
+    connection: Connection<UnixStream, Bytes>,
+    stream: RecvStream,
+    /// The beginning of a message.
+    cut: BytesMut,
+    /// Keeps the stream open.
+    _requests: SendStream<Bytes>,
 }
 
 impl Consumer {
-    /// Begins at the next alert, by a connection of its own.
-    async fn begin(address: String) -> Result<Self> {
-        let channel = Endpoint::new(address)?
-            .initial_stream_window_size(WINDOW_BYTES)
+    /// Begins at the next alert.
+    async fn begin(socket: &Path) -> Result<Self> {
+        let (client, mut connection) = client::Builder::new()
+            .initial_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
-            .connect()
+            .max_frame_size(FRAME_BYTES)
+            .handshake(UnixStream::connect(socket).await?)
             .await?;
-        let mut client = Grpc::new(channel);
+        let request = http::Request::post("http://localhost/monitor.v1.Monitor/Alerts")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())?;
+        let mut client = drive(&mut connection, client.ready()).await??;
+        let (response, mut requests) = client.send_request(request, false)?;
         let start = Start {
             position: Some(Position::Now(Now {})),
             ..Start::default()
         };
-        let (requests, sent) = mpsc::channel(1);
-        requests
-            .send(AlertsRequest {
-                start: Some(start),
-                ..AlertsRequest::default()
-            })
-            .await?;
-        client.ready().await?;
-        let path = PathAndQuery::from_static("/monitor.v1.Monitor/Alerts");
-        let request = Request::new(ReceiverStream::new(sent));
-        let answer = client.streaming(request, path, InOnePiece);
-        let mut stream = answer.await?.into_inner();
-        // The first heartbeat says that the reader has its place.
-        stream.message().await?.context("the stream ended")?;
-        Ok(Self {
+        let message = AlertsRequest {
+            start: Some(start),
+            ..AlertsRequest::default()
+        };
+        let mut frame = BytesMut::new();
+        frame.put_u8(0);
+        frame.put_u32(message.encoded_len().try_into()?);
+        message.encode(&mut frame)?;
+        requests.send_data(frame.freeze(), false)?;
+        let stream = drive(&mut connection, response).await??.into_body();
+        let mut consumer = Self {
+            connection,
             stream,
+            cut: BytesMut::new(),
             _requests: requests,
-        })
+        };
+        // The first heartbeat says that the reader has its place.
+        consumer.messages().await?;
+        Ok(consumer)
+    }
+
+    /// Whole messages, as soon as there are some.
+    async fn messages(&mut self) -> Result<Vec<Message>> {
+        let mut messages = Vec::new();
+        while messages.is_empty() {
+            let data = poll_fn(|waker| self.stream.poll_data(waker));
+            let data = drive(&mut self.connection, data).await?;
+            let mut data = data.context("the stream ended")??;
+            self.stream.flow_control().release_capacity(data.len())?;
+            // Hardly ever is one cut.
+            if !self.cut.is_empty() {
+                self.cut.extend_from_slice(&data);
+                data = self.cut.split().freeze();
+            }
+            let mut left = &*data;
+            while let Some(message) = decode(&mut left)? {
+                messages.push(message);
+            }
+            self.cut.extend_from_slice(left);
+        }
+        Ok(messages)
     }
 
     /// Reads up to so many alerts of credentials.
     async fn read(mut self, alerts: u64) -> Result<Read> {
         let mut read = Read::default();
         while read.alerts < alerts {
-            let message = timeout(SILENCE_MAX, self.stream.message()).await?;
-            match message?.context("the stream ended")? {
-                Message {
-                    alert: Some(alert), ..
-                } => read.take(&alert)?,
-                Message {
-                    heartbeat: Some(()),
-                    ..
-                } => {}
-                Message { .. } => bail!("alerts expired or are missing"),
+            for message in timeout(SILENCE_MAX, self.messages()).await?? {
+                match message {
+                    Message {
+                        alert: Some(alert), ..
+                    } => read.take(&alert)?,
+                    Message {
+                        heartbeat: Some(()),
+                        ..
+                    } => {}
+                    Message { .. } => bail!("alerts expired or are missing"),
+                }
             }
         }
         Ok(read)
     }
+}
+
+/// Takes a message, if there is a whole one.
+fn decode(left: &mut &[u8]) -> Result<Option<Message>> {
+    let Some((&[is_compressed, length @ ..], rest)) = left.split_first_chunk::<5>() else {
+        return Ok(None);
+    };
+    ensure!(is_compressed == 0, "it is compressed");
+    let Some((message, rest)) = rest.split_at_checked(u32::from_be_bytes(length) as usize) else {
+        return Ok(None);
+    };
+    *left = rest;
+    Ok(Some(Message::decode(message)?))
+}
+
+/// Waits for something of a connection, which has to be polled for it.
+async fn drive<T>(
+    connection: &mut Connection<UnixStream, Bytes>,
+    something: impl Future<Output = T>,
+) -> Result<T> {
+    let mut something = pin!(something);
+    poll_fn(|waker| {
+        let ended = Pin::new(&mut *connection).poll(waker);
+        match (something.as_mut().poll(waker), ended) {
+            (Poll::Ready(given), _) => Poll::Ready(Ok(given)),
+            (Poll::Pending, Poll::Ready(ended)) => Poll::Ready(ended.map_or_else(
+                |error| Err(error.into()),
+                |()| Err(anyhow!("the connection ended")),
+            )),
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// What a consumer has read.
@@ -287,7 +328,7 @@ pub fn run(plan: Plan) -> Result<Figures> {
     containerd.import(&image::base(BASE)?)?;
     let directory = containerd.directory().join("monitord");
     let daemon = Daemon::start(&containerd.address(), &directory)?;
-    let address = format!("unix://{}", daemon.socket().display());
+    let socket = daemon.socket();
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -296,11 +337,11 @@ pub fn run(plan: Plan) -> Result<Figures> {
     let (read, seconds) = runtime.block_on(async {
         let mut idle = Vec::new();
         for _ in 0..plan.idle {
-            idle.push(Consumer::begin(address.clone()).await?);
+            idle.push(Consumer::begin(&socket).await?);
         }
         let mut reading = JoinSet::new();
         for _ in 0..plan.reading {
-            let consumer = Consumer::begin(address.clone()).await?;
+            let consumer = Consumer::begin(&socket).await?;
             reading.spawn(consumer.read(plan.alerts));
         }
         let (count, rate) = (plan.alerts.to_string(), plan.per_second.to_string());

@@ -1,6 +1,6 @@
 //! The conversation about alerts.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use monitor_api::v1::{
@@ -95,6 +95,8 @@ enum Event {
     Kept(u64),
     Superseded,
     Heartbeat,
+    /// Something was sent since the timer was set.
+    Early,
     Gone,
     Stopping,
 }
@@ -110,7 +112,6 @@ impl AlertStream {
     /// Until either side ends it.
     pub(super) async fn converse(&mut self) -> Result<(), Status> {
         let mut wanted = self.start().await?;
-        let mut memory_only = self.log.memory_only();
         let mut may_request = true;
         let mut first = vec![self.heartbeat(&wanted)];
         first.extend(wanted.journal_changed.take().map(Response::JournalChanged));
@@ -119,6 +120,13 @@ impl AlertStream {
                 return Ok(());
             }
         }
+        // Kept from one alert to the next, since two hundred streams wait for them.
+        let mut shutdown = self.shutdown.clone();
+        let mut stopping = pin!(stopped(&mut shutdown));
+        let mut memory_only = pin!(changed(self.log.memory_only()));
+        let mut due = pin!(sleep_until(wanted.heartbeat_due()));
+        let responses = self.responses.clone();
+        let mut gone = pin!(responses.closed());
         loop {
             let may_send = wanted.credits != Some(0);
             let is_stopping = *self.shutdown.borrow() || self.shutdown.has_changed().is_err();
@@ -128,15 +136,24 @@ impl AlertStream {
                     _ => return Err(Status::unavailable("the daemon is stopping")),
                 }
             } else {
-                let due = wanted.heartbeat_due();
+                let at = wanted.heartbeat_due();
+                if at < due.deadline() {
+                    due.as_mut().reset(at);
+                }
                 tokio::select! {
                     taken = wanted.source.next(), if may_send => Event::Taken(taken),
                     request = self.requests.message(), if may_request => Event::Request(request?),
                     event = consumer_event(&mut wanted.consumer) => event,
-                    Ok(()) = memory_only.changed() => Event::Heartbeat,
-                    () = sleep_until(due) => Event::Heartbeat,
-                    () = self.responses.closed() => Event::Gone,
-                    () = stopped(&mut self.shutdown) => Event::Stopping,
+                    receiver = memory_only.as_mut() => {
+                        memory_only.set(changed(receiver));
+                        Event::Heartbeat
+                    }
+                    () = due.as_mut() => {
+                        due.as_mut().reset(at);
+                        if Instant::now() < at { Event::Early } else { Event::Heartbeat }
+                    }
+                    () = gone.as_mut() => Event::Gone,
+                    () = stopping.as_mut() => Event::Stopping,
                 }
             };
             let response = match event {
@@ -176,7 +193,7 @@ impl AlertStream {
                     self.heartbeat(&wanted)
                 }
                 Event::Gone => return Ok(()),
-                Event::Stopping => continue,
+                Event::Early | Event::Stopping => continue,
             };
             wanted.heard = Instant::now();
             if !self.send(response).await {
@@ -367,11 +384,19 @@ enum Place {
     Time(prost_types::Timestamp),
 }
 
+/// Waits until something changes; for ever once nobody is left who could change it.
+async fn changed<T>(mut receiver: watch::Receiver<T>) -> watch::Receiver<T> {
+    match receiver.changed().await {
+        Ok(()) => receiver,
+        Err(_) => pending().await,
+    }
+}
+
 /// What happens to the consumer; nothing ever, if the stream has no name.
 async fn consumer_event(consumer: &mut Option<Consumer>) -> Event {
     match consumer {
         Some(consumer) => consumer.event().await,
-        None => std::future::pending().await,
+        None => pending().await,
     }
 }
 
