@@ -29,7 +29,7 @@ const RING_BYTES_MAX: usize = 16 << 20;
 
 /// What waking one stream costs, and its client. Chunks are not made sooner one after the other
 /// than the streams can take them: then they take more alerts at once, instead of falling behind.
-const COST_OF_STREAM: Duration = Duration::from_micros(35);
+const COST_OF_STREAM: Duration = Duration::from_micros(25);
 
 /// Less than this is not waited for; the timer has no finer steps.
 const WAIT_MIN: Duration = Duration::from_millis(1);

@@ -34,16 +34,25 @@ pub(super) fn frame(message: &impl Message, into: &mut Vec<u8>) {
 /// Whole frames to send, or how the stream ends.
 type Pieces = mpsc::Receiver<Result<Bytes, Status>>;
 
+/// What makes the pieces. It runs where they are sent, in one task: of two, each would wake the other
+/// for each piece.
+type Maker = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// What the generated service hands over within its response, which has to be cloneable.
 #[derive(Clone)]
-pub(super) struct Handover(Arc<Mutex<Option<Pieces>>>);
+pub(super) struct Handover(Arc<Mutex<Option<Stream>>>);
 
 impl Handover {
-    pub(super) fn new(pieces: Pieces) -> Self {
-        Self(Arc::new(Mutex::new(Some(pieces))))
+    /// `maker` makes `pieces`, whenever there is room for more.
+    pub(super) fn new(pieces: Pieces, maker: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Stream {
+            pieces: Some(pieces),
+            maker: Some(Box::pin(maker)),
+            has_trailers: true,
+        }))))
     }
 
-    fn take(&self) -> Option<Pieces> {
+    fn take(&self) -> Option<Stream> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -74,21 +83,19 @@ where
         Box::pin(async move {
             let mut response = answer.await?;
             let handover = response.extensions_mut().remove::<Handover>();
-            if let Some(pieces) = handover.and_then(|handover| handover.take()) {
-                *response.body_mut() = Body::new(Stream {
-                    pieces: Some(pieces),
-                    has_trailers: true,
-                });
+            if let Some(stream) = handover.and_then(|handover| handover.take()) {
+                *response.body_mut() = Body::new(stream);
             }
             Ok(response)
         })
     }
 }
 
-/// The body of a call, which ends with its pieces.
+/// The body of a call, which ends with its pieces; another task makes them.
 pub(super) fn request(pieces: Pieces) -> Body {
     Body::new(Stream {
         pieces: Some(pieces),
+        maker: None,
         has_trailers: false,
     })
 }
@@ -96,7 +103,30 @@ pub(super) fn request(pieces: Pieces) -> Body {
 /// Ends after its trailers, if it has any.
 struct Stream {
     pieces: Option<Pieces>,
+    maker: Option<Maker>,
     has_trailers: bool,
+}
+
+impl Stream {
+    /// The next piece; `None` after the last.
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        let Some(pieces) = &mut self.pieces else {
+            return Poll::Ready(None);
+        };
+        if let Some(maker) = &mut self.maker {
+            // What is there goes first, so that there is room for more.
+            if let Ok(piece) = pieces.try_recv() {
+                return Poll::Ready(Some(piece));
+            }
+            if maker.as_mut().poll(context).is_pending() {
+                return pieces
+                    .try_recv()
+                    .map_or(Poll::Pending, |piece| Poll::Ready(Some(piece)));
+            }
+            self.maker = None;
+        }
+        pieces.poll_recv(context)
+    }
 }
 
 impl hyper::body::Body for Stream {
@@ -107,10 +137,10 @@ impl hyper::body::Body for Stream {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(pieces) = &mut self.pieces else {
+        if self.pieces.is_none() {
             return Poll::Ready(None);
-        };
-        let status = match ready!(pieces.poll_recv(context)) {
+        }
+        let status = match ready!(self.poll_piece(context)) {
             Some(Ok(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
             Some(Err(status)) => status,
             None => Status::ok(""),

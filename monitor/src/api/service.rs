@@ -101,11 +101,11 @@ impl Monitor for Service {
             shutdown: self.shutdown.clone(),
             _permit: Some(permit),
         };
-        // In a task, so that the head of the answer does not wait for the first request: some
-        // clients send that only after they have the head.
-        tokio::spawn(stream.run());
+        // The head of the answer does not wait for the first request: some clients send that only
+        // after they have the head.
         let mut response = Response::new(empty());
-        response.extensions_mut().insert(Handover::new(receive));
+        let handover = Handover::new(receive, stream.run());
+        response.extensions_mut().insert(handover);
         Ok(response)
     }
 
