@@ -226,6 +226,7 @@ pub fn container(container: &v1::Container) -> Value {
     }
     let rest = json!({
         "image": container.image.as_ref().map(provenance),
+        "digest_pinned": container.digest_pinned,
         "pid": container.pid,
         "started_at": time(container.started_at.as_ref()),
         "coverage": text(&container.coverage),
@@ -469,6 +470,7 @@ pub fn status(status: &v1::Status) -> Value {
             "unapproved": approvals.unapproved,
             "error": text(&approvals.error),
         })),
+        "rollbacks": counts(&status.rollbacks),
         "policies": status.policies.as_ref().map(|policies| json!({
             "rules": policies.rules,
             "exceptions": policies.exceptions,

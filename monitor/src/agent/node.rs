@@ -429,6 +429,7 @@ impl Node for NodeView {
         status.behaviour = Some(snapshot.behaviour);
         status.policies = Some(snapshot.policies);
         status.approvals = Some(snapshot.approvals);
+        status.rollbacks = self.responder.counts();
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,
             queue_overflows: snapshot.account.held.queue_overflows,
@@ -457,6 +458,7 @@ impl NodeView {
             coverage_since: (container.is_visible() && !is_whole)
                 .then(|| build::timestamp(watched_since)),
             findings,
+            digest_pinned: container.is_digest_pinned(),
             ..Default::default()
         }
     }

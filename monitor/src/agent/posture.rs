@@ -33,9 +33,7 @@ impl Owner {
         if !self.state.policies.looks_at(On::Container, &asked) {
             return;
         }
-        let reference = container.image_reference.as_deref();
-        let is_pinned = reference.is_some_and(|reference| reference.contains('@'));
-        let posture = posture::facts(own, is_pinned, contents);
+        let posture = posture::facts(own, container.is_digest_pinned(), contents);
         let words = posture::words(&posture);
         let finding = container::posture(container, clock::boot_ns(), words);
         let alert = build(&finding, &self.node, Timestamp::now(), Ulid::nil());

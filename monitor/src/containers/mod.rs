@@ -64,6 +64,12 @@ impl Container {
         }
     }
 
+    /// Whether it was created by a reference that names a digest, which cannot point elsewhere.
+    pub fn is_digest_pinned(&self) -> bool {
+        let reference = self.image_reference.as_deref();
+        reference.is_some_and(|reference| reference.contains('@'))
+    }
+
     /// The layers of its snapshot, if nothing more is known of its image.
     pub fn unread_layers(&self) -> Option<SnapshotLayers> {
         self.image_problem.as_ref()?.layers

@@ -103,6 +103,10 @@ pub(super) async fn container(
                 .unwrap_or_default(),
         ),
         ("reference", image.reference),
+        (
+            "digest pinned",
+            if container.digest_pinned { "yes" } else { "no" }.to_owned(),
+        ),
         ("identity", image.identity),
         ("manifest digest", image.manifest_digest),
         ("index digest", image.index_digest),

@@ -144,6 +144,14 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         }
         facts.push(("approvals", fact));
     }
+    let mut rollbacks: Vec<_> = status.rollbacks.iter().filter(|it| *it.1 > 0).collect();
+    if !rollbacks.is_empty() {
+        rollbacks.sort_unstable();
+        let counts = rollbacks
+            .into_iter()
+            .map(|(state, count)| format!("{count} {state}"));
+        facts.push(("rollbacks", counts.collect::<Vec<_>>().join(", ")));
+    }
     if let Some(coverage) = &status.coverage {
         facts.push(("gaps", coverage.gaps.to_string()));
         if let Some(check) = &coverage.self_check {

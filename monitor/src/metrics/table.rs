@@ -549,6 +549,13 @@ pub(super) const METRICS: &[Metric] = &[
         "running containers whose images are not approved",
         |facts| of(&facts.status.approvals, |approvals| approvals.unapproved),
     ),
+    gauge(
+        "monitor_rollback_orders",
+        "orders",
+        &["state"],
+        "orders of rollbacks that are kept: running, done, held, undone, stopped, failed, aborted",
+        |facts| sorted(&facts.status.rollbacks),
+    ),
     counter(
         "monitor_policy_refused_total",
         "times",

@@ -17,6 +17,7 @@ mod tests;
 mod view;
 
 use std::{
+    collections::HashMap,
     io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -165,6 +166,17 @@ impl<S: Source> Responder<S> {
         // Ids begin with their time.
         all.sort_by(|a, b| a.id.cmp(&b.id));
         all
+    }
+
+    /// How many orders are kept in each state, by its name.
+    pub fn counts(&self) -> HashMap<String, u64> {
+        let ledger = self.ledger();
+        let mut counts: HashMap<String, u64> =
+            State::ALL.map(|state| (state.name().to_owned(), 0)).into();
+        for order in ledger.orders() {
+            *counts.entry(order.state.name().to_owned()).or_default() += 1;
+        }
+        counts
     }
 
     /// Takes an order. Of one that is applied this returns when it has begun.

@@ -118,6 +118,17 @@ impl Step {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Running,
+        Self::Done,
+        Self::Held,
+        Self::Undone,
+        Self::Stopped,
+        Self::Failed,
+        Self::Aborted,
+    ];
+
     /// Its name in the API.
     pub fn name(self) -> &'static str {
         match self {
