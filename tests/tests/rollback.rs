@@ -10,6 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use monitor_api::v1::{
+    ApplyRollbackRequest, PlanRollbackRequest, rollbacks_client::RollbacksClient,
+};
 use serde_json::Value;
 use tests::{
     alerts::text,
@@ -21,6 +24,11 @@ use tests::{
     poll::{PATIENCE, until},
     require,
     world::Alone,
+};
+use tokio::runtime;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
 };
 
 const REPOSITORY: &str = "example.invalid/web";
@@ -435,6 +443,24 @@ fn kill_at(stage: &Stage, order: &str, step: &str) -> Result<String> {
     step_of().context("the order is gone")
 }
 
+/// The status of a call over the wire, which has to be refused.
+fn status_of<T>(
+    stage: &Stage,
+    call: impl AsyncFnOnce(RollbacksClient<Channel>) -> Result<T, Status>,
+) -> Result<Code> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let address = format!("unix://{}", stage.daemon.socket().display());
+    runtime.block_on(async {
+        let channel = Endpoint::new(address)?.connect().await?;
+        match call(RollbacksClient::new(channel)).await {
+            Ok(_) => bail!("it was not refused"),
+            Err(status) => Ok(status.code()),
+        }
+    })
+}
+
 #[test]
 fn what_must_not_be_is_refused_and_audited() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
@@ -450,6 +476,30 @@ fn what_must_not_be_is_refused_and_audited() -> Result<()> {
         ensure!(said.lines().count() == 1, "{said}");
         Ok(())
     };
+    let plan_is = |target: &str, to: &str, expect: Code| {
+        let request = PlanRollbackRequest {
+            target: target.to_owned(),
+            to: to.to_owned(),
+            ..PlanRollbackRequest::default()
+        };
+        let call = async |mut client: RollbacksClient<Channel>| client.plan_rollback(request).await;
+        let code = status_of(&stage, call)?;
+        ensure!(code == expect, "{target} {to}: {code:?}");
+        Ok(())
+    };
+    let apply_is = |id: &str, expect: Code| {
+        let request = ApplyRollbackRequest { id: id.to_owned() };
+        let call =
+            async |mut client: RollbacksClient<Channel>| client.apply_rollback(request).await;
+        let code = status_of(&stage, call)?;
+        ensure!(code == expect, "{id}: {code:?}");
+        Ok(())
+    };
+    plan_is("web", "", Code::FailedPrecondition)?;
+    plan_is("web", bad, Code::FailedPrecondition)?;
+    plan_is("web", "sha256:1", Code::InvalidArgument)?;
+    plan_is("nobody", good, Code::NotFound)?;
+    apply_is("01J", Code::NotFound)?;
     check(&["plan", "web"], "no approved image")?;
     check(&["plan", "web", "--to", bad], "is unapproved in")?;
     check(
@@ -480,6 +530,7 @@ fn what_must_not_be_is_refused_and_audited() -> Result<()> {
     stage
         .containerd
         .ctr(["tasks", "start", "--detach", "web"])?;
+    apply_is(&plan, Code::Aborted)?;
     check(&["apply", &plan], "the plan is outdated")?;
     stage.expect("web", &stage.bad, true)?;
 
@@ -508,6 +559,7 @@ fn what_must_not_be_is_refused_and_audited() -> Result<()> {
         ensure!(text(&stage.order(&plan)?, "/step") == Some("stop"));
         Ok(())
     })?;
+    apply_is(&second, Code::Aborted)?;
     check(&["apply", &second], "is under way")?;
     check(&["abort", &plan], "it has begun to stop its container")?;
     ensure!(first.wait()?.success(), "{:#}", stage.order(&plan)?);
