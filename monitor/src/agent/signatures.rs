@@ -57,7 +57,7 @@ impl Signatures {
         let (subject, verdict) = unsigned.next()?;
         Some(Unsigned {
             manifest: subject.manifest,
-            reason: verdict.signature.to_string(),
+            signature: verdict.signature.clone(),
         })
     }
 

@@ -7,6 +7,7 @@ use crate::{
     approval::{Standing, Statement},
     containers::{Container, Identity},
     digest::Digest,
+    provenance::Signature,
 };
 
 /// What is known of whether a container's image may run.
@@ -34,7 +35,7 @@ pub struct Unsigned {
     /// Digest of its manifest.
     pub manifest: Digest,
     /// What became of its signatures.
-    pub reason: String,
+    pub signature: Signature,
 }
 
 /// An image that others must not be built on.
@@ -68,12 +69,19 @@ pub fn judge(container: &Arc<Container>, facts: &Facts<'_>, time_boot_ns: u64) -
         )
     });
     let unsigned = facts.unsigned.as_ref().map(|unsigned| {
-        about(
-            Kind::ImageUnsigned,
-            Severity::High,
-            "this container runs an image without a valid signature",
-            format!("{}: {}", unsigned.manifest, unsigned.reason),
-        )
+        let (severity, message) = match unsigned.signature {
+            // A registry that is down says nothing against the image.
+            Signature::Unreachable { .. } => (
+                Severity::Medium,
+                "this container runs an image of which nobody could be asked whether it is signed",
+            ),
+            _ => (
+                Severity::High,
+                "this container runs an image without a valid signature",
+            ),
+        };
+        let reason = format!("{}: {}", unsigned.manifest, unsigned.signature);
+        about(Kind::ImageUnsigned, severity, message, reason)
     });
     let untrusted = facts.untrusted_registry.map(|registry| {
         about(
@@ -219,7 +227,7 @@ mod tests {
         let all = Facts {
             unsigned: Some(Unsigned {
                 manifest: digest_of(b"manifest"),
-                reason: "it has no signature".to_owned(),
+                signature: Signature::Missing,
             }),
             untrusted_registry: Some("evil.example"),
             denied_base: Some(&base),
@@ -236,5 +244,22 @@ mod tests {
                 ("image_reference_moved", "it stands for sha256:"),
             ],
         );
+        let severity_of = |signature: Signature| {
+            let unsigned = Unsigned {
+                manifest: digest_of(b"manifest"),
+                signature,
+            };
+            let facts = Facts {
+                unsigned: Some(unsigned),
+                ..facts(Standing::Unmanaged)
+            };
+            let found = judge(&container, &facts, 1);
+            found.first().map(|it| it.severity)
+        };
+        let unreachable = Signature::Unreachable {
+            what: "the registry is down".to_owned(),
+        };
+        assert_eq!(severity_of(Signature::WrongKey), Some(Severity::High));
+        assert_eq!(severity_of(unreachable), Some(Severity::Medium));
     }
 }
