@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::record::read;
 use crate::{digest::Digest, files};
 
-/// Container ids of which it is remembered; of more the first by name goes.
+/// Container ids of which it is remembered; of more the one that ran longest ago goes.
 pub const WORKLOADS_MAX: usize = 4096;
 /// Images remembered of each; of more the one seen longest ago goes.
 pub const IMAGES_MAX: usize = 16;
@@ -33,10 +33,20 @@ pub struct Seen {
 /// What ran.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct History {
-    // Each with the images that ran, the last one last.
-    workloads: BTreeMap<String, Vec<Digest>>,
+    workloads: BTreeMap<String, Workload>,
+    // Counts what was seen.
+    last: u64,
     #[serde(skip)]
     looks: HashMap<Seen, u32>,
+}
+
+/// What ran under a container id.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Workload {
+    // The last one last.
+    images: Vec<Digest>,
+    // When something of it was seen last, by `History::last`.
+    seen: u64,
 }
 
 impl History {
@@ -46,7 +56,7 @@ impl History {
         let mut is_new = false;
         for seen in seen {
             let count = self.looks.get(&seen).map_or(1, |count| count + 1);
-            if count == LOOKS_MIN {
+            if count >= LOOKS_MIN {
                 is_new |= self.ran(&seen.workload, seen.manifest);
             }
             looks.insert(seen, count.min(LOOKS_MIN));
@@ -57,24 +67,34 @@ impl History {
 
     /// An image ran here and stayed up; whether that is new.
     pub fn ran(&mut self, workload: &str, manifest: Digest) -> bool {
+        self.last += 1;
         if !self.workloads.contains_key(workload) && self.workloads.len() >= WORKLOADS_MAX {
-            self.workloads.pop_first();
+            self.forget_oldest();
         }
-        let images = self.workloads.entry(workload.to_owned()).or_default();
-        if images.last() == Some(&manifest) {
+        let own = self.workloads.entry(workload.to_owned()).or_default();
+        own.seen = self.last;
+        if own.images.last() == Some(&manifest) {
             return false;
         }
-        images.retain(|it| *it != manifest);
-        images.push(manifest);
-        if images.len() > IMAGES_MAX {
-            images.remove(0);
+        own.images.retain(|it| *it != manifest);
+        own.images.push(manifest);
+        if own.images.len() > IMAGES_MAX {
+            own.images.remove(0);
         }
         true
     }
 
+    fn forget_oldest(&mut self) {
+        let oldest = self.workloads.iter().min_by_key(|(_, it)| it.seen);
+        if let Some(name) = oldest.map(|(name, _)| name.clone()) {
+            self.workloads.remove(&name);
+        }
+    }
+
     /// The images that ran here, the last one last.
     pub fn of(&self, workload: &str) -> Vec<Digest> {
-        self.workloads.get(workload).cloned().unwrap_or_default()
+        let own = self.workloads.get(workload);
+        own.map(|it| it.images.clone()).unwrap_or_default()
     }
 }
 
@@ -142,7 +162,12 @@ mod tests {
         assert_eq!(history.of("a").len(), IMAGES_MAX);
         for number in 0..WORKLOADS_MAX + 3 {
             history.ran(&format!("w{number}"), digest_of(b"x"));
+            // It still runs.
+            history.ran("w1", digest_of(b"x"));
         }
         assert_eq!(history.workloads.len(), WORKLOADS_MAX);
+        let is_known = |workload: &str| !history.of(workload).is_empty();
+        let known = ["a", "w0", "w1", "w2", "w3", "w4"].map(is_known);
+        assert_eq!(known, [false, false, true, false, false, true]);
     }
 }
