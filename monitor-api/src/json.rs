@@ -93,6 +93,8 @@ pub fn rollback(rollback: &v1::Rollback) -> Value {
         "notes": rollback.notes,
         "steps": rollback.steps.iter().map(step).collect::<Vec<_>>(),
         "resumed": rollback.resumed,
+        "pull_bytes": rollback.pull_bytes,
+        "pulled_bytes": rollback.pulled_bytes,
     })
 }
 

@@ -137,7 +137,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let contents = Arc::new(contents::ContentsReader::new(
         images,
         client.clone(),
-        registry,
+        registry.clone(),
     ));
     let journal = config.state.join("journal");
     let retention = config.journal.retention();
@@ -215,8 +215,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         references: references.clone(),
         log: log.clone(),
         provenance: provenance.clone(),
+        registry: registry.clone(),
     };
-    let responding = client.clone();
+    let responding = (client.clone(), registry.clone());
     let mut watching = tokio::spawn(containerd_watch::run(
         client,
         contents.images().clone(),

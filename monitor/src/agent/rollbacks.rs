@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use monitor_api::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::query::{Query, Snapshot};
@@ -18,19 +18,26 @@ use crate::{
         catalog::{Image, Reference},
         meant, repository,
     },
+    digest::Digest,
     image::{
-        blobs::{Blobs as _, read_document},
+        blobs::{Blobs as _, Origin, read_document},
         manifest,
     },
     provenance::{Provenance, Subject},
+    registry::{Registry, Repository},
     respond::{
-        Facts, Held, Refusal, Request, Seen, Signature, Source, refuse_workload, target, workload,
+        Documents, Facts, Held, Pull, Reader, Refusal, Request, Seen, Signature, Source, Supply,
+        refuse_workload, target, workload,
     },
 };
 
 /// How often it is asked for the identity of a container that was created only just.
 const IDENTITY_INTERVAL: Duration = Duration::from_millis(50);
 const IDENTITY_LOOKS_MAX: u32 = 40;
+
+/// How long a plan waits for the documents of an image that may have to come from its registry; the
+/// answer to who asks for the plan waits for them.
+const DOCUMENTS_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Kinds of alert of what is not the image's.
 const CONTENT_KINDS: [&str; 3] = ["exec_", "code_", "script_"];
@@ -42,6 +49,8 @@ pub(super) struct Scene {
     pub(super) references: watch::Receiver<Arc<[Reference]>>,
     pub(super) log: AlertLog,
     pub(super) provenance: Provenance,
+    /// Asked for images that containerd does not have, if that is configured.
+    pub(super) registry: Option<Registry>,
 }
 
 impl Source for Scene {
@@ -81,27 +90,32 @@ impl Source for Scene {
             approvals,
             ran: Vec::new(),
             signature: Signature::NotRequired,
-            is_unpacked: false,
+            supply: None,
             now: Timestamp::now(),
         };
         Ok(facts)
     }
 
     async fn complete(&self, request: &Request, facts: &mut Facts) -> Result<(), Refusal> {
+        if let Err(Refusal::NotPresent {
+            digest, repository, ..
+        }) = target(request, facts)
+            && let Some(registry) = &self.registry
+        {
+            let (held, pull) = self.remote(registry, facts, digest, &repository).await?;
+            facts.images.push(held);
+            facts.supply = Some(Supply::Remote(pull));
+        }
         // Without a target there is nothing to know; the plan says why.
         let Ok(held) = target(request, facts) else {
             return Ok(());
         };
-        let key = held.image.id.chain_id.to_string();
-        let snapshotter = &facts.record.snapshotter;
-        let snapshot = self.client.snapshot(&facts.namespace, snapshotter, &key);
-        let is_unpacked = match snapshot.await {
-            Ok(_) => true,
-            Err(error) if error.is_not_found() => false,
-            Err(error) => return Err(Refusal::of_containerd(&error)),
+        let signature = self.signature(&facts.namespace, held).await;
+        let supply = match facts.supply {
+            None => self.supply(facts, held).await?,
+            remote => remote,
         };
-        facts.signature = self.signature(&facts.namespace, held).await;
-        facts.is_unpacked = is_unpacked;
+        (facts.signature, facts.supply) = (signature, supply);
         Ok(())
     }
 
@@ -124,6 +138,93 @@ impl Source for Scene {
 }
 
 impl Scene {
+    /// An image that containerd does not know, by the documents that its registry has.
+    async fn remote(
+        &self,
+        registry: &Registry,
+        facts: &Facts,
+        digest: Digest,
+        own: &str,
+    ) -> Result<(Held, Pull), Refusal> {
+        let refused = |reason: String| Refusal::NotPullable {
+            digest,
+            reason,
+            namespace: facts.namespace.clone(),
+            repository: own.to_owned(),
+        };
+        let reference = format!("{own}@{digest}");
+        let origin = Repository::of(&reference).map_err(|error| refused(error.to_string()))?;
+        let origin = registry.origin(origin);
+        let documents = self.documents(&facts.namespace, Some(&*origin), &digest);
+        let documents = documents.await.map_err(refused)?;
+        let lacking = documents.lacking(&self.client, &facts.namespace, digest);
+        let pull = lacking
+            .await
+            .map_err(|error| Refusal::of_containerd(&error))?;
+        let held = Held {
+            reference,
+            target: digest,
+            image: documents.image,
+        };
+        Ok((held, pull))
+    }
+
+    /// How an image that containerd knows comes to the container's snapshotter.
+    async fn supply(&self, facts: &Facts, held: &Held) -> Result<Option<Supply>, Refusal> {
+        let (namespace, id) = (&facts.namespace, &held.image.id);
+        let (snapshotter, key) = (&facts.record.snapshotter, id.chain_id.to_string());
+        match self.client.snapshot(namespace, snapshotter, &key).await {
+            Ok(_) => return Ok(Some(Supply::Unpacked)),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(Refusal::of_containerd(&error)),
+        }
+        let origin = Repository::of(&held.reference)
+            .ok()
+            .zip(self.registry.as_ref());
+        let origin = origin.map(|(repository, registry)| registry.origin(repository));
+        let documents = self.documents(namespace, origin.as_deref(), &held.target);
+        let documents = match documents.await {
+            Ok(documents) => documents,
+            Err(reason) => {
+                tracing::warn!(
+                    reason,
+                    image = held.reference,
+                    "an image cannot be unpacked"
+                );
+                return Ok(None);
+            }
+        };
+        let lacking = documents.lacking(&self.client, namespace, held.target);
+        let pull = lacking
+            .await
+            .map_err(|error| Refusal::of_containerd(&error))?;
+        Ok(match origin {
+            _ if pull.blobs == 0 => Some(Supply::Stored),
+            Some(_) => Some(Supply::Remote(pull)),
+            None => None,
+        })
+    }
+
+    async fn documents(
+        &self,
+        namespace: &str,
+        origin: Option<&dyn Origin>,
+        target: &Digest,
+    ) -> Result<Documents, String> {
+        let reader = Reader {
+            blobs: &self.client,
+            namespace,
+            origin,
+        };
+        let read = timeout(DOCUMENTS_TIME_MAX, reader.read(target)).await;
+        let late = || {
+            let seconds = DOCUMENTS_TIME_MAX.as_secs();
+            format!("its documents did not come within {seconds} s")
+        };
+        let read = read.map_err(|_| late())?;
+        read.map_err(|error| error.to_string())
+    }
+
     /// What is said of an image's signature, where its repository needs one.
     async fn signature(&self, namespace: &str, held: &Held) -> Signature {
         let repository = repository(&held.reference);

@@ -173,6 +173,7 @@ impl From<Refusal> for Status {
             | Refusal::OtherRepository { .. }
             | Refusal::Same { .. }
             | Refusal::NotPresent { .. }
+            | Refusal::NotPullable { .. }
             | Refusal::Platform { .. }
             | Refusal::NotUnpacked { .. }
             | Refusal::NoWayBack(_)

@@ -17,7 +17,7 @@ use containerd_client::{
         },
         tasks_client::TasksClient,
     },
-    types::v1::Status,
+    types::{Mount, v1::Status},
 };
 use jiff::Timestamp;
 use tonic::{Request, metadata::AsciiMetadataValue};
@@ -147,6 +147,19 @@ impl Client {
         parent: &str,
         lease: &str,
     ) -> Result<(), ContainerdError> {
+        let prepared = self.prepare_mounts(namespace, snapshotter, key, parent, lease);
+        prepared.await.map(drop)
+    }
+
+    /// The same, and how to mount it.
+    pub(super) async fn prepare_mounts(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+        lease: &str,
+    ) -> Result<Vec<Mount>, ContainerdError> {
         let what = || format!("snapshot {key:?} of {snapshotter:?} on {parent:?}");
         let request = PrepareSnapshotRequest {
             snapshotter: snapshotter.to_owned(),
@@ -157,7 +170,7 @@ impl Client {
         let mut client =
             SnapshotsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let request = leased(within(namespace, request)?, lease)?;
-        call(what, client.prepare(request)).await.map(drop)
+        Ok(call(what, client.prepare(request)).await?.mounts)
     }
 
     /// Removes a snapshot; one that is gone is gone.
@@ -369,7 +382,10 @@ fn gone<T>(answer: Result<T, ContainerdError>) -> Result<(), ContainerdError> {
 }
 
 /// A request whose objects belong to a lease.
-fn leased<T>(mut request: Request<T>, lease: &str) -> Result<Request<T>, ContainerdError> {
+pub(super) fn leased<T>(
+    mut request: Request<T>,
+    lease: &str,
+) -> Result<Request<T>, ContainerdError> {
     let value = AsciiMetadataValue::try_from(lease).map_err(|_| ContainerdError::Failed {
         what: format!("lease {lease:?}"),
         reason: "not a name that can be sent".to_owned(),

@@ -8,6 +8,7 @@ mod change;
 mod content;
 mod events;
 mod records;
+mod supply;
 
 use std::{
     future::Future,
@@ -39,6 +40,7 @@ pub use change::{NewContainer, Stdio, TaskDetails, TaskState};
 pub use events::{Event, Events};
 pub use records::{ContainerRecord, Extension, ImageRecord, SnapshotRecord, TaskRecord};
 use records::{container, image, lower_directories, task};
+pub use supply::{Blob, NewLayer, WriteError};
 
 use crate::clock::unix_ns;
 

@@ -150,7 +150,7 @@ async fn list(client: &mut Client, output: &mut Output<'_>) -> Result<(), Failur
         vec![
             order.id.clone(),
             order.state.clone(),
-            or_dash(&order.step).to_owned(),
+            step(order),
             format!("{}/{}", order.runtime_namespace, order.container),
             or_dash(&short(&order.from_digest)).to_owned(),
             short(&order.to_digest),
@@ -160,6 +160,16 @@ async fn list(client: &mut Client, output: &mut Output<'_>) -> Result<(), Failur
         ]
     };
     Ok(output.table(&header, all.iter().map(row).collect())?)
+}
+
+/// The step that is made, and how far a pull has come.
+fn step(order: &Rollback) -> String {
+    if order.step != "pull" || order.state != "running" {
+        return or_dash(&order.step).to_owned();
+    }
+    let percent = order.pulled_bytes.saturating_mul(100);
+    let percent = percent.checked_div(order.pull_bytes).unwrap_or(100);
+    format!("pull {}%", percent.min(100))
 }
 
 fn show(order: &Rollback, output: &mut Output<'_>) -> Result<(), Failure> {

@@ -212,17 +212,7 @@ pub fn parse(bytes: &[u8]) -> Result<Document, ManifestError> {
     if raw.manifests.is_some() && (raw.layers.is_some() || raw.config.is_some()) {
         return Err(ManifestError::Both);
     }
-    let index = match raw.media_type.as_deref() {
-        Some(OCI_INDEX | DOCKER_INDEX) => true,
-        Some(OCI_MANIFEST | DOCKER_MANIFEST) => false,
-        None | Some("") if raw.manifests.is_some() => true,
-        None | Some("") if raw.layers.is_some() => false,
-        None | Some("") if raw.fs_layers.is_some() => {
-            return Err(ManifestError::MediaType("docker schema 1".to_owned()));
-        }
-        None | Some("") => return Err(ManifestError::Neither),
-        Some(other) => return Err(ManifestError::MediaType(other.chars().take(100).collect())),
-    };
+    let index = matches!(kind(&raw)?, OCI_INDEX | DOCKER_INDEX);
     if index {
         let manifests = raw.manifests.ok_or(ManifestError::Missing("manifests"))?;
         return Ok(Document::Index(descriptors(
@@ -237,6 +227,30 @@ pub fn parse(bytes: &[u8]) -> Result<Document, ManifestError> {
         config: descriptor(config, "config")?,
         layers: descriptors(layers, "layers", LAYERS_MAX)?,
     }))
+}
+
+/// The media type of a manifest or an index, also of one that does not name it. The caller has checked the
+/// digest of `bytes`.
+pub fn media_type(bytes: &[u8]) -> Result<&'static str, ManifestError> {
+    kind(&read(bytes)?)
+}
+
+fn kind(raw: &RawDocument) -> Result<&'static str, ManifestError> {
+    let known = [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST];
+    let named = raw.media_type.as_deref().unwrap_or_default();
+    if let Some(known) = known.into_iter().find(|known| *known == named) {
+        Ok(known)
+    } else if !named.is_empty() {
+        Err(ManifestError::MediaType(named.chars().take(100).collect()))
+    } else if raw.manifests.is_some() {
+        Ok(OCI_INDEX)
+    } else if raw.layers.is_some() {
+        Ok(OCI_MANIFEST)
+    } else if raw.fs_layers.is_some() {
+        Err(ManifestError::MediaType("docker schema 1".to_owned()))
+    } else {
+        Err(ManifestError::Neither)
+    }
 }
 
 /// Reads an image config. The caller has checked the digest of `bytes`.

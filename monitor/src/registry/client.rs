@@ -56,8 +56,11 @@ const REDIRECTS_MAX: usize = 3;
 /// Bytes of what a token service answers; more is refused.
 const TOKEN_BYTES_MAX: usize = 64 << 10;
 
+/// Registries give an index only to those that say that they know of them.
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.v2+json";
+    application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json";
 
 /// What a registry lets us in by: the value of a header.
 pub(super) type Authorization = Arc<Mutex<Option<HeaderValue>>>;

@@ -6,8 +6,19 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{sleep, timeout};
 
-use super::{plan::Plan, progress::Step, record::Record, spec};
-use crate::containerd::{Client, ContainerRecord, ContainerdError, NewContainer, Stdio, TaskState};
+use super::{
+    plan::{Plan, Supply},
+    progress::Step,
+    record::Record,
+    spec,
+    supply::Supplier,
+};
+use crate::{
+    containerd::{
+        Client, ContainerRecord, ContainerdError, NewContainer, Stdio, TaskState, WriteError,
+    },
+    registry::Registry,
+};
 
 /// On both containers: the order.
 pub const LABEL_ORDER: &str = "monitord/rollback.order";
@@ -31,6 +42,16 @@ const LEASE_TIME: SignedDuration = SignedDuration::from_hours(1);
 /// How long it is waited for containerd to answer again.
 const AWAY_TIME_MAX: Duration = Duration::from_secs(60);
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
+
+/// What steps are made with.
+pub struct Means<'a> {
+    /// containerd.
+    pub client: &'a Client,
+    /// Where images come from that containerd does not have, if that is configured.
+    pub registry: Option<&'a Registry>,
+    /// Is told of each piece that came, in bytes; whether the order still stands.
+    pub note: &'a (dyn Fn(u64) -> bool + Send + Sync),
+}
 
 /// Why a step was not made.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +80,11 @@ enum Current {
 /// # Errors
 ///
 /// See [`StepError`].
-pub async fn make(client: &Client, record: &Record, step: Step) -> Result<(), StepError> {
+pub async fn make(means: &Means<'_>, record: &Record, step: Step) -> Result<(), StepError> {
+    let client = means.client;
     let work = Work {
         client,
+        means,
         plan: &record.plan,
         order: &record.id,
         kept: record.kept(),
@@ -90,6 +113,7 @@ async fn is_there(client: &Client) -> bool {
 
 struct Work<'a> {
     client: &'a Client,
+    means: &'a Means<'a>,
     plan: &'a Plan,
     order: &'a str,
     kept: String,
@@ -98,6 +122,8 @@ struct Work<'a> {
 impl Work<'_> {
     async fn make(&self, step: Step) -> Result<(), StepError> {
         match step {
+            Step::Pull => self.pull().await,
+            Step::Unpack => self.unpack().await,
             Step::Prepare => self.prepare().await,
             Step::Keep => self.keep().await,
             Step::Stop => self.stop().await,
@@ -112,12 +138,41 @@ impl Work<'_> {
         }
     }
 
-    async fn prepare(&self) -> Result<(), StepError> {
-        let (client, plan) = (self.client, self.plan);
+    async fn pull(&self) -> Result<(), StepError> {
+        let lease = self.lease().await?;
+        match &self.plan.supply {
+            Supply::Remote(pull) => self.supplier(&lease).pull(pull).await,
+            Supply::Unpacked | Supply::Stored => Ok(()),
+        }
+    }
+
+    async fn unpack(&self) -> Result<(), StepError> {
+        let lease = self.lease().await?;
+        self.supplier(&lease).unpack().await
+    }
+
+    fn supplier<'a>(&'a self, lease: &'a str) -> Supplier<'a> {
+        Supplier {
+            client: self.client,
+            registry: self.means.registry,
+            plan: self.plan,
+            lease,
+            note: self.means.note,
+        }
+    }
+
+    /// Keeps what the order brings from being cleared away.
+    async fn lease(&self) -> Result<String, StepError> {
         let end = Timestamp::now().saturating_add(LEASE_TIME);
         let end = end.unwrap_or(Timestamp::MAX);
-        let (lease, key) = (lease(self.order), snapshot_key(self.order));
-        client.lease(&plan.namespace, &lease, end).await?;
+        let lease = lease(self.order);
+        self.client.lease(&self.plan.namespace, &lease, end).await?;
+        Ok(lease)
+    }
+
+    async fn prepare(&self) -> Result<(), StepError> {
+        let (client, plan) = (self.client, self.plan);
+        let (lease, key) = (self.lease().await?, snapshot_key(self.order));
         let parent = plan.chain_id.to_string();
         let prepared =
             client.prepare_snapshot(&plan.namespace, &plan.snapshotter, &key, &parent, &lease);
@@ -400,6 +455,15 @@ impl Work<'_> {
             "container {} was deleted or replaced by somebody else meanwhile",
             self.plan.container
         ))
+    }
+}
+
+impl From<WriteError> for StepError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Containerd(error) => Self::Containerd(error),
+            error => Self::Found(error.to_string()),
+        }
     }
 }
 

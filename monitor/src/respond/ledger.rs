@@ -142,6 +142,11 @@ impl Ledger {
         self.orders.get(id)
     }
 
+    /// Changes an order, and gives what that says; `None` if there is no such order.
+    pub fn change<T>(&mut self, id: &str, change: impl FnOnce(&mut Record) -> T) -> Option<T> {
+        self.orders.get_mut(id).map(change)
+    }
+
     /// An order is like this now. Gives the ids of orders that made room.
     pub fn keep(&mut self, record: Record) -> Vec<String> {
         self.orders.insert(record.id.clone(), record);

@@ -3,6 +3,7 @@
 //! [`plan`] says what would be done, [`progress`] which step follows which, [`execute`] makes them at
 //! containerd, and [`record`] keeps each order so that a daemon that comes later goes on with it.
 
+pub mod documents;
 pub mod execute;
 pub mod history;
 pub mod ledger;
@@ -12,6 +13,7 @@ pub mod progress;
 pub mod record;
 pub mod spec;
 mod supervisor;
+mod supply;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -29,13 +31,15 @@ use monitor_api::v1;
 use ulid::Ulid;
 
 pub use self::{
+    documents::{Documents, Reader},
     history::Seen,
     ledger::Settings,
     order::{OnFailure, Order, REASON_BYTES_MAX, Refusal, Request},
-    plan::{Facts, Held, Signature, target},
+    plan::{Facts, Held, Pull, Signature, Supply, target},
     supervisor::refuse_workload,
 };
 use self::{
+    execute::Means,
     history::{History, Kept},
     ledger::Ledger,
     order::{By, Planned},
@@ -46,6 +50,7 @@ use crate::{
     alerts::{AlertLog, NodeFacts, rollback},
     audit::{Audit, Call, Outcome, Who},
     containerd::Client,
+    registry::Registry,
 };
 
 /// How often it is looked at what runs.
@@ -82,6 +87,7 @@ pub struct Outlet {
 /// Takes orders and carries them out, each in a task of its own.
 pub struct Responder<S> {
     client: Client,
+    registry: Option<Registry>,
     source: S,
     settings: Settings,
     outlet: Outlet,
@@ -120,7 +126,7 @@ impl<S: Source> Responder<S> {
     /// Takes orders from now on, and goes on with those that the daemon before did not end.
     pub fn start(
         opened: Opened,
-        client: Client,
+        (client, registry): (Client, Option<Registry>),
         source: S,
         settings: Settings,
         outlet: Outlet,
@@ -133,6 +139,7 @@ impl<S: Source> Responder<S> {
             .collect();
         let responder = Arc::new(Self {
             client,
+            registry,
             source,
             settings,
             outlet,
@@ -320,7 +327,12 @@ impl<S: Source> Responder<S> {
                 return;
             }
             tracing::info!(order = id, step = step.name(), "rollback");
-            let made = execute::make(&self.client, &record, step).await;
+            let means = Means {
+                client: &self.client,
+                registry: self.registry.as_ref(),
+                note: &|bytes| self.note_pulled(&id, bytes),
+            };
+            let made = execute::make(&means, &record, step).await;
             let failure = made.as_ref().err().map(ToString::to_string);
             if let Some(failure) = &failure {
                 tracing::warn!(order = id, step = step.name(), failure, "rollback");
@@ -330,6 +342,7 @@ impl<S: Source> Responder<S> {
             let decided = self.update(&id, |record| {
                 if let Some(failure) = &failure
                     && record.failure.is_empty()
+                    && !record.is_aborted
                 {
                     record.failure.clone_from(failure);
                 }
@@ -345,6 +358,15 @@ impl<S: Source> Responder<S> {
                 return self.end(&id, state, "").await;
             }
         }
+    }
+
+    /// Notes how much of an image came; whether the order still stands.
+    fn note_pulled(&self, id: &str, bytes: u64) -> bool {
+        let noted = self.ledger().change(id, |record| {
+            record.pulled_bytes = record.pulled_bytes.saturating_add(bytes);
+            !record.is_aborted
+        });
+        noted.unwrap_or(false)
     }
 
     async fn end(&self, id: &str, state: State, failure: &str) {
@@ -434,11 +456,10 @@ impl<S: Source> Responder<S> {
 
     /// Changes an order, and gives it as it is then.
     fn update(&self, id: &str, change: impl FnOnce(&mut Record)) -> Option<Record> {
-        let mut ledger = self.ledger();
-        let mut record = ledger.order(id)?.clone();
-        change(&mut record);
-        ledger.keep(record.clone());
-        Some(record)
+        self.ledger().change(id, |record| {
+            change(record);
+            record.clone()
+        })
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {

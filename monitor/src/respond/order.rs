@@ -204,6 +204,20 @@ pub enum Refusal {
         /// Its repository.
         repository: String,
     },
+    /// Its registry was asked for it in vain.
+    #[error(
+        "containerd has no image {digest}, and it cannot be pulled: {reason}; see to that, or bring it to the node: `ctr -n {namespace} images pull {repository}@{digest}`"
+    )]
+    NotPullable {
+        /// The image.
+        digest: Digest,
+        /// Why.
+        reason: String,
+        /// containerd's namespace.
+        namespace: String,
+        /// Its repository.
+        repository: String,
+    },
     /// It was built for another machine.
     #[error("{digest} is built for {found}, this node is {node}")]
     Platform {

@@ -49,8 +49,9 @@ pub struct Facts {
     pub has_content_findings: bool,
     /// What is said of the signature of the image that [`target`] gives.
     pub signature: Signature,
-    /// The layers of that image are unpacked.
-    pub is_unpacked: bool,
+    /// How that image comes to the container's snapshotter; `None` if something of it is missing and no
+    /// registry may be asked.
+    pub supply: Option<Supply>,
     /// When all this was asked for.
     pub now: Timestamp,
 }
@@ -64,6 +65,30 @@ pub struct Held {
     pub target: Digest,
     /// The image.
     pub image: Arc<Image>,
+}
+
+/// How an image comes to the container's snapshotter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Supply {
+    /// Its layers are unpacked.
+    #[default]
+    Unpacked,
+    /// Its layers are unpacked from the blobs that containerd has.
+    Stored,
+    /// What is missing comes from its registry.
+    Remote(Pull),
+}
+
+/// What of an image comes from its registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pull {
+    /// Digest of the index or manifest that the image is known by.
+    pub target: Digest,
+    /// How many blobs are missing.
+    pub blobs: u32,
+    /// How many bytes they have together.
+    pub bytes: u64,
 }
 
 /// What is said of an image's signature.
@@ -110,6 +135,9 @@ pub struct Plan {
     pub chain_id: Digest,
     /// The container's snapshotter.
     pub snapshotter: String,
+    /// How the image comes to it.
+    #[serde(default)]
+    pub supply: Supply,
     /// The new container's OCI spec.
     pub spec: String,
     /// The signal that asks the old container to end.
@@ -253,14 +281,12 @@ pub fn plan(request: &Request, facts: &Facts, times: Times) -> Result<Plan, Refu
             node: format!("linux/{}", manifest::node_architecture()),
         });
     }
-    if !facts.is_unpacked {
-        return Err(Refusal::NotUnpacked {
-            digest: image.manifest,
-            snapshotter: record.snapshotter.clone(),
-            namespace: facts.namespace.clone(),
-            repository: own.to_owned(),
-        });
-    }
+    let supply = facts.supply.ok_or_else(|| Refusal::NotUnpacked {
+        digest: image.manifest,
+        snapshotter: record.snapshotter.clone(),
+        namespace: facts.namespace.clone(),
+        repository: own.to_owned(),
+    })?;
     if request.on_failure == OnFailure::Undo {
         let is_revoked = |image: &Arc<Image>| {
             let standing = standing(facts, own, &image.id.manifest);
@@ -306,6 +332,7 @@ pub fn plan(request: &Request, facts: &Facts, times: Times) -> Result<Plan, Refu
         to_reference: held.reference.clone(),
         chain_id: image.chain_id,
         snapshotter: record.snapshotter.clone(),
+        supply,
         spec,
         stop_signal: stop_signal
             .and_then(|name| spec::signal(name))
@@ -389,6 +416,15 @@ impl Plan {
         format!("{id}-before-{}", order.to_ascii_lowercase())
     }
 
+    /// What is done first.
+    pub fn first_step(&self) -> Step {
+        match self.supply {
+            Supply::Unpacked => Step::Prepare,
+            Supply::Stored => Step::Unpack,
+            Supply::Remote(_) => Step::Pull,
+        }
+    }
+
     /// What is done, one after the other.
     pub fn steps(&self, order: &str) -> Vec<(Step, String)> {
         let Self {
@@ -399,7 +435,23 @@ impl Plan {
             ..
         } = self;
         let kept = self.kept(order);
-        vec![
+        let mut steps = Vec::new();
+        if let Supply::Remote(Pull { blobs, bytes, .. }) = &self.supply {
+            steps.push((
+                Step::Pull,
+                format!(
+                    "pull {} from its registry: {blobs} blobs of {bytes} bytes",
+                    self.to_reference
+                ),
+            ));
+        }
+        if self.supply != Supply::Unpacked {
+            steps.push((
+                Step::Unpack,
+                format!("unpack its layers for {}", self.snapshotter),
+            ));
+        }
+        steps.extend([
             (
                 Step::Prepare,
                 format!(
@@ -425,6 +477,7 @@ impl Plan {
                 Step::Watch,
                 format!("see that it stays up for {watch_seconds} s"),
             ),
-        ]
+        ]);
+        steps
     }
 }

@@ -9,6 +9,10 @@ use super::order::OnFailure;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    /// Brings the image from its registry to containerd.
+    Pull,
+    /// Unpacks its layers.
+    Unpack,
     /// Prepares the new snapshot.
     Prepare,
     /// Notes the old container under another id.
@@ -66,6 +70,8 @@ impl Step {
     /// Its name in the API.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Pull => "pull",
+            Self::Unpack => "unpack",
             Self::Prepare => "prepare",
             Self::Keep => "keep",
             Self::Stop => "stop",
@@ -82,17 +88,21 @@ impl Step {
 
     /// Whether all that was made so far can be taken back without a trace.
     pub fn is_harmless(self) -> bool {
-        matches!(self, Self::Prepare | Self::Keep)
+        matches!(self, Self::Pull | Self::Unpack | Self::Prepare | Self::Keep)
     }
 
     /// What comes after it. `is_ok` says whether it was done, `is_aborted` whether the order is to be
     /// given up.
     pub fn next(self, is_ok: bool, is_aborted: bool, on_failure: OnFailure) -> Next {
         match (self, is_ok) {
-            (Self::Prepare | Self::Keep, _) if is_aborted => Next::Step(Self::Discard),
+            (step, _) if is_aborted && step.is_harmless() => Next::Step(Self::Discard),
+            (Self::Pull, true) => Next::Step(Self::Unpack),
+            (Self::Unpack, true) => Next::Step(Self::Prepare),
             (Self::Prepare, true) => Next::Step(Self::Keep),
             (Self::Keep, true) => Next::Step(Self::Stop),
-            (Self::Prepare | Self::Keep, false) => Next::Step(Self::Discard),
+            (Self::Pull | Self::Unpack | Self::Prepare | Self::Keep, false) => {
+                Next::Step(Self::Discard)
+            }
             (Self::Stop, true) => Next::Step(Self::Replace),
             (Self::Replace, true) => Next::Step(Self::Start),
             (Self::Start, true) => Next::Step(Self::Verify),
@@ -153,7 +163,7 @@ mod tests {
         aborted_after: Option<Step>,
         on_failure: OnFailure,
     ) -> (Vec<&'static str>, State) {
-        let (mut step, mut steps, mut is_aborted) = (Step::Prepare, Vec::new(), false);
+        let (mut step, mut steps, mut is_aborted) = (Step::Pull, Vec::new(), false);
         loop {
             steps.push(step.name());
             is_aborted |= aborted_after == Some(step);
@@ -173,11 +183,13 @@ mod tests {
         };
         let hold = OnFailure::Hold;
         let forward = [
-            "prepare", "keep", "stop", "replace", "start", "verify", "watch",
+            "pull", "unpack", "prepare", "keep", "stop", "replace", "start", "verify", "watch",
         ];
         check(None, None, hold, &forward, State::Done);
-        let early = ["prepare", "discard"];
-        check(Some(Step::Prepare), None, hold, &early, State::Failed);
+        for step in [Step::Pull, Step::Unpack, Step::Prepare] {
+            let early = [step.name(), "discard"];
+            check(Some(step), None, hold, &early, State::Failed);
+        }
         let undo = OnFailure::Undo;
         check(Some(Step::Keep), None, undo, &["discard"], State::Failed);
         check(Some(Step::Discard), None, hold, &["watch"], State::Done);
@@ -203,6 +215,8 @@ mod tests {
             assert!(steps.ends_with(last), "{steps:?}");
             assert_eq!(state, expect, "{after:?}");
         };
+        check(Step::Pull, &["pull", "discard"], State::Aborted);
+        check(Step::Unpack, &["unpack", "discard"], State::Aborted);
         check(Step::Prepare, &["prepare", "discard"], State::Aborted);
         check(Step::Keep, &["keep", "discard"], State::Aborted);
         check(Step::Stop, &["watch"], State::Done);

@@ -39,6 +39,9 @@ pub struct Record {
     pub state: State,
     /// The step that is made, or was made last.
     pub step: Step,
+    /// Bytes that were written of the image since the step `pull` was begun.
+    #[serde(default)]
+    pub pulled_bytes: u64,
     /// When each step was begun, the last time.
     pub begun: Vec<(Step, Timestamp)>,
     /// What went wrong first; empty if nothing did.
@@ -54,12 +57,13 @@ impl Record {
     pub fn new(id: String, plan: Plan, by: By, now: Timestamp) -> Self {
         Self {
             id,
+            step: plan.first_step(),
             plan,
             by,
             began_at: now,
             ended_at: None,
             state: State::Running,
-            step: Step::Prepare,
+            pulled_bytes: 0,
             begun: Vec::new(),
             failure: String::new(),
             is_aborted: false,
@@ -81,6 +85,9 @@ impl Record {
     /// A step begins.
     pub fn begin(&mut self, step: Step, now: Timestamp) {
         self.step = step;
+        if step == Step::Pull {
+            self.pulled_bytes = 0;
+        }
         self.begun.retain(|(begun, _)| *begun != step);
         self.begun.push((step, now));
     }

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     ledger::{IN_FLIGHT_MAX, Ledger, PLAN_SECONDS_MAX, PLANS_MAX, Settings},
     order::{By, OnFailure, Planned, Request},
-    plan::{Facts, Held, Plan, Signature, Times, plan},
+    plan::{Facts, Held, Plan, Pull, Signature, Supply, Times, plan},
     progress::State,
     record::{ORDERS_MAX, Record, Store},
 };
@@ -105,7 +105,7 @@ fn facts(said: &str) -> Facts {
         ran: vec![digest("a"), digest("c")],
         has_content_findings: false,
         signature: Signature::NotRequired,
-        is_unpacked: true,
+        supply: Some(Supply::Unpacked),
         now: at(100),
     }
 }
@@ -172,7 +172,7 @@ fn what_keeps_a_rollback_from_being_planned_is_said() {
     };
     let (hold, undo) = (OnFailure::Hold, OnFailure::Undo);
     check(undo, &|_| {}, "planned");
-    check(hold, &|it| it.is_unpacked = false, "is not unpacked");
+    check(hold, &|it| it.supply = None, "is not unpacked");
     check(hold, &|it| it.is_sandbox = true, "belongs to a sandbox");
     let pause = |it: &mut Facts| {
         if let Some((task, _)) = &mut it.task {
@@ -256,6 +256,30 @@ fn the_old_container_is_kept_under_an_id_that_containerd_takes() {
         &format!("{}-{}", "x".repeat(39), "y".repeat(9)),
         &"x".repeat(39),
     );
+}
+
+#[test]
+fn what_is_missing_of_an_image_is_brought_first() {
+    let check = |supply: Supply, first: &str, expect: &[&str]| {
+        let mut facts = facts("+a");
+        facts.supply = Some(supply);
+        let plan = plan(&request(Some("a")), &facts, TIMES).unwrap();
+        assert_eq!(plan.first_step().name(), first);
+        let steps = plan.steps("01J");
+        let names: Vec<&str> = steps.iter().map(|(step, _)| step.name()).collect();
+        assert!(names.starts_with(expect), "{names:?}");
+        steps.into_iter().next().unwrap().1
+    };
+    check(Supply::Unpacked, "prepare", &["prepare", "keep"]);
+    let stored = check(Supply::Stored, "unpack", &["unpack", "prepare"]);
+    assert_eq!(stored, "unpack its layers for overlayfs");
+    let pull = Pull {
+        target: digest("a index"),
+        blobs: 3,
+        bytes: 4711,
+    };
+    let remote = check(Supply::Remote(pull), "pull", &["pull", "unpack", "prepare"]);
+    assert!(remote.ends_with("3 blobs of 4711 bytes"), "{remote}");
 }
 
 fn a_plan(container: &str) -> Plan {

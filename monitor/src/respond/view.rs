@@ -6,7 +6,7 @@ use ulid::Ulid;
 
 use super::{
     order::Planned,
-    plan::Plan,
+    plan::{Plan, Supply},
     progress::{State, Step},
     record::Record,
 };
@@ -32,6 +32,7 @@ pub(super) fn order(record: &Record) -> v1::Rollback {
         ended_at: record.ended_at.map(timestamp),
         message: sentence(record),
         resumed: record.resumed,
+        pulled_bytes: record.pulled_bytes,
         ..common(&record.id, &record.plan)
     };
     for step in &mut told.steps {
@@ -68,6 +69,10 @@ fn common(id: &str, plan: &Plan) -> v1::Rollback {
         on_failure: plan.on_failure.name().to_owned(),
         reason: plan.reason.clone(),
         notes: plan.notes.clone(),
+        pull_bytes: match &plan.supply {
+            Supply::Remote(pull) => pull.bytes,
+            Supply::Unpacked | Supply::Stored => 0,
+        },
         steps: steps
             .map(|(step, text)| v1::rollback::Step {
                 name: step.name().to_owned(),

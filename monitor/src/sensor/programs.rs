@@ -160,7 +160,7 @@ impl Programs {
     }
 
     fn load_side_by_side(&mut self, wanted: &[Program]) {
-        let place = |name: &str| Some(wanted.iter().position(|it| it.name == name)?);
+        let place = |name: &str| wanted.iter().position(|it| it.name == name);
         let loaded = self.object.programs_mut();
         let mut loaded: Vec<_> = loaded
             .filter_map(|(name, loaded)| Some((place(name)?, loaded)))
