@@ -16,6 +16,7 @@ pub mod http;
 pub mod image;
 pub mod layer;
 pub mod nats;
+pub mod orders;
 pub mod poll;
 pub mod programs;
 pub mod registry;

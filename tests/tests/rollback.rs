@@ -3,9 +3,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    thread,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -21,6 +19,7 @@ use tests::{
     daemon::{Daemon, program},
     image::{self, Config, Image},
     layer::{Attributes, Layer},
+    orders::Orders,
     poll::{PATIENCE, until},
     require,
     world::Alone,
@@ -131,95 +130,14 @@ cool_down_seconds = 0
             "team=shop",
         ]);
         self.containerd.start_container(&run)?;
-        self.wait_known(id, &self.bad)
+        self.orders().wait_known(id, &self.bad)
     }
 
-    /// Waits until the daemon knows by proof of which image a running container is.
-    fn wait_known(&self, id: &str, image: &Image) -> Result<()> {
-        until("the container to be proven", PATIENCE, || {
-            let shown = self.daemon.monitorctl(["container", "show", id])?;
-            let shown = shown.first().context("no container")?;
-            ensure!(
-                text(shown, "/image/identity") == Some("proven")
-                    && text(shown, "/image/manifest_digest")
-                        == Some(image.manifest_digest.as_str())
-                    && shown.pointer("/pid").is_some_and(Value::is_number),
-                "{shown}"
-            );
-            Ok(())
-        })
-    }
-
-    fn command(&self, words: &[&str]) -> Result<Command> {
-        let mut command = self.daemon.monitorctl_command()?;
-        command.arg("rollback").args(words).args(["-o", "json"]);
-        Ok(command)
-    }
-
-    /// `monitorctl rollback`: its exit status, and what it printed or said.
-    fn rollback(&self, words: &[&str]) -> Result<(i32, Value, String)> {
-        let done = self.command(words)?.output()?;
-        let printed = String::from_utf8_lossy(&done.stdout).into_owned();
-        let printed = printed.lines().last().unwrap_or("null");
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        let status = done.status.code().context("killed")?;
-        Ok((status, serde_json::from_str(printed)?, said))
-    }
-
-    fn plan(&self, words: &[&str]) -> Result<String> {
-        let (status, plan, said) = self.rollback(&[&["plan"], words].concat())?;
-        ensure!(status == 0, "{status}: {said}");
-        Ok(text(&plan, "/id").context("no id")?.to_owned())
-    }
-
-    fn begin(&self, words: &[&str]) -> Result<Child> {
-        let mut command = self.command(words)?;
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(command.spawn()?)
-    }
-
-    fn order_file(&self, id: &str) -> PathBuf {
-        let directory = self.containerd.directory();
-        directory.join(format!("monitord/state/respond/orders/{id}.json"))
-    }
-
-    /// An order as the daemon tells it.
-    fn order(&self, id: &str) -> Result<Value> {
-        let all = self.daemon.monitorctl(["rollback", "status"])?;
-        let mut all = all.into_iter();
-        all.find(|it| text(it, "/id") == Some(id))
-            .with_context(|| format!("no order {id}"))
-    }
-
-    fn info(&self, id: &str) -> Result<Value> {
-        let info = self.containerd.ctr(["containers", "info", id])?;
-        Ok(serde_json::from_str(&info)?)
-    }
-
-    /// Name of the snapshot below a container's own.
-    fn below(&self, id: &str) -> Result<String> {
-        let info = self.info(id)?;
-        let key = text(&info, "/SnapshotKey").context("no snapshot")?;
-        let info = self.containerd.ctr(["snapshots", "info", key])?;
-        let info: Value = serde_json::from_str(&info)?;
-        Ok(text(&info, "/Parent").context("no parent")?.to_owned())
-    }
-
-    /// Whether a container's task runs.
-    fn is_up(&self, id: &str) -> Result<bool> {
-        let tasks = self.containerd.ctr(["tasks", "list"])?;
-        let mut tasks = tasks.lines().map(|line| line.split_whitespace());
-        Ok(tasks.any(|mut fields| fields.next() == Some(id) && fields.nth(1) == Some("RUNNING")))
-    }
-
-    /// Fails unless the container is of this image and up, or not.
-    fn expect(&self, id: &str, image: &Image, is_up: bool) -> Result<()> {
-        ensure!(
-            self.below(id)? == image.chain_id,
-            "{id} is of another image"
-        );
-        ensure!(self.is_up(id)? == is_up, "{id} up: {}", !is_up);
-        Ok(())
+    fn orders(&self) -> Orders<'_> {
+        Orders {
+            daemon: &self.daemon,
+            containerd: &self.containerd,
+        }
     }
 
     /// The audit log's records of rollbacks, as method, object, outcome and detail.
@@ -258,10 +176,12 @@ fn a_container_is_rolled_back_to_what_was_approved() -> Result<()> {
     let stage = Stage::start(2)?;
     let alerts = stage.daemon.follow()?;
     stage.run("web")?;
-    let before = stage.info("web")?;
+    let before = stage.orders().info("web")?;
     let good = &stage.good.manifest_digest;
 
-    let (status, plan, said) = stage.rollback(&["web", "--to", good, "--dry-run"])?;
+    let (status, plan, said) = stage
+        .orders()
+        .rollback(&["web", "--to", good, "--dry-run"])?;
     ensure!(
         status == 0 && text(&plan, "/state") == Some("planned"),
         "{said}"
@@ -271,17 +191,19 @@ fn a_container_is_rolled_back_to_what_was_approved() -> Result<()> {
         "{plan:#}"
     );
     ensure!(text(&plan, "/from_digest") == Some(stage.bad.manifest_digest.as_str()));
-    stage.expect("web", &stage.bad, true)?;
+    stage.orders().expect("web", &stage.bad, true)?;
 
     let begun = Instant::now();
-    let (status, order, said) = stage.rollback(&["web", "--to", good, "--reason", "OPS-1"])?;
+    let (status, order, said) = stage
+        .orders()
+        .rollback(&["web", "--to", good, "--reason", "OPS-1"])?;
     let whole = begun.elapsed();
     ensure!(
         status == 0 && text(&order, "/state") == Some("done"),
         "{said} {order:#}"
     );
-    stage.expect("web", &stage.good, true)?;
-    let after = stage.info("web")?;
+    stage.orders().expect("web", &stage.good, true)?;
+    let after = stage.orders().info("web")?;
     for same in [
         "/Spec/mounts",
         "/Spec/linux/namespaces",
@@ -305,7 +227,7 @@ fn a_container_is_rolled_back_to_what_was_approved() -> Result<()> {
         Ok(())
     })?;
     let proven = begun.elapsed();
-    stage.wait_known("web", &stage.good)?;
+    stage.orders().wait_known("web", &stage.good)?;
     let took = seconds(&order, "/began_at", "/ended_at")?;
     println!(
         "rolled back in {took:.2} s, of which it was watched for 2 s; with monitorctl {whole:.2?} ({proven:.2?} until its output was read)"
@@ -314,9 +236,9 @@ fn a_container_is_rolled_back_to_what_was_approved() -> Result<()> {
 
     // The old one is kept, and runs beside the new one if somebody starts it.
     let kept = text(&order, "/kept").context("none kept")?;
-    stage.expect(kept, &stage.bad, false)?;
+    stage.orders().expect(kept, &stage.bad, false)?;
     stage.containerd.ctr(["tasks", "start", "--detach", kept])?;
-    stage.expect(kept, &stage.bad, true)?;
+    stage.orders().expect(kept, &stage.bad, true)?;
     let alert = alerts.wait_for("of the rollback", |alert| {
         text(alert, "/kind") == Some("rollback") && text(alert, "/details/state") == Some("done")
     })?;
@@ -328,15 +250,17 @@ fn a_container_is_rolled_back_to_what_was_approved() -> Result<()> {
 
     // To a newer one and, without being told where to, back to what ran before.
     let next = &stage.next.manifest_digest;
-    let (status, _, said) = stage.rollback(&["web", "--to", next, "--reason", "OPS-2"])?;
+    let (status, _, said) = stage
+        .orders()
+        .rollback(&["web", "--to", next, "--reason", "OPS-2"])?;
     ensure!(status == 0, "{said}");
-    stage.wait_known("web", &stage.next)?;
-    let (status, order, said) = stage.rollback(&["web", "--reason", "OPS-3"])?;
+    stage.orders().wait_known("web", &stage.next)?;
+    let (status, order, said) = stage.orders().rollback(&["web", "--reason", "OPS-3"])?;
     ensure!(
         status == 0 && text(&order, "/to_digest") == Some(good),
         "{said}"
     );
-    stage.expect("web", &stage.good, true)?;
+    stage.orders().expect("web", &stage.good, true)?;
     ensure!(stage.daemon.stop()?.success());
     Ok(())
 }
@@ -347,21 +271,21 @@ fn what_does_not_run_is_held_undone_or_stopped() -> Result<()> {
     let stage = Stage::start(1)?;
     let check = |mode: &str, state: &str, image: &Image, is_up: bool, has_kept: bool| {
         stage.run(mode)?;
-        let before = stage.info(mode)?;
+        let before = stage.orders().info(mode)?;
         let (to, begun) = (&stage.broken.manifest_digest, Instant::now());
         let words = [mode, "--to", to, "--on-failure", mode, "--reason", "test"];
-        let (status, order, said) = stage.rollback(&words)?;
+        let (status, order, said) = stage.orders().rollback(&words)?;
         println!("{mode}: {state} after {:.2?}: {said}", begun.elapsed());
         ensure!(
             status == 1 && text(&order, "/state") == Some(state),
             "{order:#}"
         );
         ensure!(said.contains("exited with status 3"), "{said}");
-        stage.expect(mode, image, is_up)?;
+        stage.orders().expect(mode, image, is_up)?;
         let kept = text(&order, "/kept").context("none kept")?;
-        ensure!(stage.info(kept).is_ok() == has_kept, "{kept}");
+        ensure!(stage.orders().info(kept).is_ok() == has_kept, "{kept}");
         if state == "undone" {
-            let after = stage.info(mode)?;
+            let after = stage.orders().info(mode)?;
             for same in ["/Spec", "/SnapshotKey", "/Image"] {
                 ensure!(before.pointer(same) == after.pointer(same), "{same}");
             }
@@ -392,28 +316,22 @@ fn an_order_is_finished_by_the_next_daemon() -> Result<()> {
             to.manifest_digest.clone(),
             if is_back { "undo" } else { "hold" },
         );
-        let plan = stage.plan(&[&id, "--to", &to, "--on-failure", mode, "--reason", "x"])?;
-        let mut client = stage.begin(&["apply", &plan])?;
-        let hit = kill_at(&stage, &plan, step)?;
+        let plan =
+            stage
+                .orders()
+                .plan(&[&id, "--to", &to, "--on-failure", mode, "--reason", "x"])?;
+        let mut client = stage.orders().begin(&["apply", &plan])?;
+        let hit = stage.orders().kill_at(&plan, step)?;
         client.wait()?;
         stage.daemon = Daemon::start_with_tcp(&stage.containerd)?;
         let expect = if is_back { "undone" } else { "done" };
-        let order = until("the order to end", PATIENCE, || {
-            let order = stage.order(&plan)?;
-            ensure!(text(&order, "/state") != Some("running"), "{order:#}");
-            Ok(order)
-        })?;
+        let order = stage.orders().wait_resumed(&plan, expect)?;
         println!(
             "killed at {hit}: {}",
             text(&order, "/message").unwrap_or("-")
         );
-        ensure!(text(&order, "/state") == Some(expect), "{order:#}");
-        ensure!(
-            order.pointer("/resumed") == Some(&Value::from(1)),
-            "{order:#}"
-        );
         let runs = if is_back { &stage.bad } else { &stage.good };
-        stage.expect(&id, runs, true)?;
+        stage.orders().expect(&id, runs, true)?;
         let log = stage.daemon.full_log();
         ensure!(log.contains("going on with a rollback"), "{log}");
         let kept = text(&order, "/kept").filter(|_| !is_back);
@@ -421,26 +339,6 @@ fn an_order_is_finished_by_the_next_daemon() -> Result<()> {
     }
     ensure!(stage.daemon.stop()?.success());
     Ok(())
-}
-
-/// Kills the daemon once an order's file says that a step is made; which one it said last.
-fn kill_at(stage: &Stage, order: &str, step: &str) -> Result<String> {
-    let file = stage.order_file(order);
-    let end = Instant::now() + PATIENCE;
-    let step_of = || -> Option<String> {
-        let order: Value = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
-        let has = |it: &Value| it.get(0).and_then(Value::as_str) == Some(step);
-        let begun = order.get("begun")?.as_array()?.iter().any(has);
-        begun.then(|| text(&order, "/step").unwrap_or("-").to_owned())
-    };
-    while step_of().is_none() {
-        if Instant::now() > end {
-            bail!("step {step} did not come: {}", stage.daemon.log());
-        }
-        thread::sleep(Duration::from_micros(200));
-    }
-    stage.daemon.kill()?;
-    step_of().context("the order is gone")
 }
 
 /// The status of a call over the wire, which has to be refused.
@@ -468,7 +366,7 @@ fn what_must_not_be_is_refused_and_audited() -> Result<()> {
     stage.run("web")?;
     let (good, bad) = (&stage.good.manifest_digest, &stage.bad.manifest_digest);
     let check = |words: &[&str], expect: &str| {
-        let (status, printed, said) = stage.rollback(words)?;
+        let (status, printed, said) = stage.orders().rollback(words)?;
         ensure!(
             status == 4 && said.contains(expect),
             "{status} {said} {printed}"
@@ -519,11 +417,11 @@ fn what_must_not_be_is_refused_and_audited() -> Result<()> {
     let owned =
         Run::new(&stage.bad.reference, "pod").flags(["--label", "io.kubernetes.pod.name=p"]);
     stage.containerd.start_container(&owned)?;
-    stage.wait_known("pod", &stage.bad)?;
+    stage.orders().wait_known("pod", &stage.bad)?;
     check(&["plan", "pod", "--to", good], "kubectl set image")?;
 
     // Changed since: started anew.
-    let plan = stage.plan(&["web", "--to", good])?;
+    let plan = stage.orders().plan(&["web", "--to", good])?;
     stage
         .containerd
         .ctr(["tasks", "delete", "--force", "web"])?;
@@ -532,11 +430,11 @@ fn what_must_not_be_is_refused_and_audited() -> Result<()> {
         .ctr(["tasks", "start", "--detach", "web"])?;
     apply_is(&plan, Code::Aborted)?;
     check(&["apply", &plan], "the plan is outdated")?;
-    stage.expect("web", &stage.bad, true)?;
+    stage.orders().expect("web", &stage.bad, true)?;
 
     // Gone since.
     stage.run("goes")?;
-    let plan = stage.plan(&["goes", "--to", good])?;
+    let plan = stage.orders().plan(&["goes", "--to", good])?;
     stage.remove("goes", None)?;
     check(&["apply", &plan], "no container \"goes\"")?;
 
@@ -544,25 +442,29 @@ fn what_must_not_be_is_refused_and_audited() -> Result<()> {
     let stubborn = "trap '' TERM; while :; do sleep 0.05; done";
     let run = Run::new(&stage.bad.reference, "slow").shell(stubborn);
     stage.containerd.start_container(&run)?;
-    stage.wait_known("slow", &stage.bad)?;
-    let plan = stage.plan(&["slow", "--to", good])?;
-    let second = stage.plan(&["slow", "--to", good])?;
-    let given_up = stage.plan(&["slow", "--to", good])?;
-    let (status, aborted, said) = stage.rollback(&["abort", &given_up])?;
+    stage.orders().wait_known("slow", &stage.bad)?;
+    let plan = stage.orders().plan(&["slow", "--to", good])?;
+    let second = stage.orders().plan(&["slow", "--to", good])?;
+    let given_up = stage.orders().plan(&["slow", "--to", good])?;
+    let (status, aborted, said) = stage.orders().rollback(&["abort", &given_up])?;
     ensure!(
         status == 0 && text(&aborted, "/state") == Some("aborted"),
         "{said}"
     );
     check(&["apply", &given_up], "no plan")?;
-    let mut first = stage.begin(&["apply", &plan])?;
+    let mut first = stage.orders().begin(&["apply", &plan])?;
     until("the old one to be asked to stop", PATIENCE, || {
-        ensure!(text(&stage.order(&plan)?, "/step") == Some("stop"));
+        ensure!(text(&stage.orders().order(&plan)?, "/step") == Some("stop"));
         Ok(())
     })?;
     apply_is(&second, Code::Aborted)?;
     check(&["apply", &second], "is under way")?;
     check(&["abort", &plan], "it has begun to stop its container")?;
-    ensure!(first.wait()?.success(), "{:#}", stage.order(&plan)?);
+    ensure!(
+        first.wait()?.success(),
+        "{:#}",
+        stage.orders().order(&plan)?
+    );
 
     // An undo must not bring back what was revoked.
     let approve = format!("{REPOSITORY}@{bad}");

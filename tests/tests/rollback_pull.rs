@@ -1,15 +1,9 @@
 //! Rollback to images that the node does not have any more: pulled from their registry, unpacked, and
 //! refused or failed with nothing changed where that cannot be.
 
-use std::{
-    fs,
-    path::Path,
-    process::Stdio,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 use tests::{
@@ -19,6 +13,7 @@ use tests::{
     daemon::Daemon,
     image::{self, Config, Image},
     layer::{Attributes, Layer},
+    orders::Orders,
     poll::{PATIENCE, until},
     registry::{PASSWORD, Registry, USER, credentials},
     require,
@@ -88,7 +83,7 @@ impl Stage {
         };
         let run = Run::new(&stage.bad.reference, "web");
         stage.containerd().start_container(&run)?;
-        stage.wait_known(&stage.bad)?;
+        stage.orders().wait_known("web", &stage.bad)?;
         Ok(stage)
     }
 
@@ -141,113 +136,49 @@ impl Stage {
         Ok(listed.lines().any(|line| line == digest))
     }
 
-    fn wait_known(&self, image: &Image) -> Result<()> {
-        until("the container to be proven", PATIENCE, || {
-            let shown = self.world.daemon.monitorctl(["container", "show", "web"])?;
-            let shown = shown.first().context("no container")?;
-            let digest = text(shown, "/image/manifest_digest");
-            ensure!(
-                text(shown, "/image/identity") == Some("proven")
-                    && digest == Some(image.manifest_digest.as_str()),
-                "{shown}"
-            );
-            Ok(())
-        })
+    fn orders(&self) -> Orders<'_> {
+        Orders {
+            daemon: &self.world.daemon,
+            containerd: self.containerd(),
+        }
     }
 
-    /// `monitorctl rollback`: its exit status, and what it printed or said.
-    fn rollback(&self, words: &[&str]) -> Result<(i32, Value, String)> {
-        let mut command = self.world.daemon.monitorctl_command()?;
-        let done = command.arg("rollback").args(words).args(["-o", "json"]);
-        let done = done.output()?;
-        let printed = String::from_utf8_lossy(&done.stdout).into_owned();
-        let printed = printed.lines().last().unwrap_or("null");
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        let status = done.status.code().context("killed")?;
-        Ok((status, serde_json::from_str(printed)?, said))
-    }
-
-    /// Fails unless `web` is of this image, by the snapshot that its own lies on, and runs.
+    /// Fails unless `web` is of this image and runs.
     fn expect(&self, image: &Image) -> Result<()> {
-        let info = |words: &[&str]| -> Result<Value> {
-            Ok(serde_json::from_str(&self.containerd().ctr(words)?)?)
-        };
-        let container = info(&["containers", "info", "web"])?;
-        let key = text(&container, "/SnapshotKey").context("no snapshot")?;
-        let snapshot = info(&["snapshots", "info", key])?;
-        ensure!(
-            text(&snapshot, "/Parent") == Some(image.chain_id.as_str()),
-            "{snapshot}"
-        );
-        let tasks = self.containerd().ctr(["tasks", "ls"])?;
-        let is_up = |line: &str| line.starts_with("web ") && line.contains("RUNNING");
-        ensure!(tasks.lines().any(is_up), "{tasks}");
-        Ok(())
+        self.orders().expect("web", image, true)
     }
 
     /// Rolls back, and expects that it is done by these steps first.
     fn roll(&self, to: &str, image: &Image, first: &[&str]) -> Result<Value> {
-        let (status, order, said) = self.rollback(&["web", "--to", to, "--reason", "test"])?;
+        let (status, order, said) = self
+            .orders()
+            .rollback(&["web", "--to", to, "--reason", "test"])?;
         ensure!(status == 0, "{said} {order:#}");
         let steps = order.pointer("/steps").and_then(Value::as_array);
         let steps = steps.context("no steps")?.iter();
         let names: Vec<_> = steps.filter_map(|step| text(step, "/name")).collect();
         ensure!(names.starts_with(first), "{names:?}");
         self.expect(image)?;
-        self.wait_known(image)?;
+        self.orders().wait_known("web", image)?;
         Ok(order)
     }
 
     /// Kills the daemon once an order has begun a step, and has the next one end it.
     fn kill_at(&mut self, image: &Image, step: &str) -> Result<()> {
         let to = &image.manifest_digest;
-        let (status, plan, said) = self.rollback(&["plan", "web", "--to", to, "--reason", "x"])?;
-        ensure!(status == 0, "{said}");
-        let id = text(&plan, "/id").context("no id")?.to_owned();
-        let mut command = self.world.daemon.monitorctl_command()?;
-        command.args(["rollback", "apply", &id]);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        let mut client = command.spawn()?;
-        let directory = self.containerd().directory().join("monitord");
-        let file = directory.join(format!("state/respond/orders/{id}.json"));
-        wait_for_step(&file, step)?;
-        self.world.daemon.kill()?;
+        let id = self.orders().plan(&["web", "--to", to, "--reason", "x"])?;
+        let mut client = self.orders().begin(&["apply", &id])?;
+        self.orders().kill_at(&id, step)?;
         client.wait()?;
+        let directory = self.containerd().directory().join("monitord");
         let config = self.containerd().directory().join("monitord.toml");
         let mut command = Daemon::command(&self.containerd().address(), &directory)?;
         let daemon = Daemon::spawn(command.arg("--config").arg(config), &directory)?;
         daemon.wait_ready()?;
         self.world.daemon = daemon;
-        let order = until("the order to end", PATIENCE, || {
-            let all = self.world.daemon.monitorctl(["rollback", "status"])?;
-            let mut all = all.into_iter();
-            let order = all.find(|it| text(it, "/id") == Some(id.as_str()));
-            let order = order.context("no order")?;
-            ensure!(text(&order, "/state") != Some("running"), "{order:#}");
-            Ok(order)
-        })?;
-        ensure!(text(&order, "/state") == Some("done"), "{order:#}");
-        ensure!(
-            order.pointer("/resumed") == Some(&Value::from(1)),
-            "{order:#}"
-        );
+        self.orders().wait_resumed(&id, "done")?;
         self.expect(image)?;
-        self.wait_known(image)
-    }
-}
-
-fn wait_for_step(file: &Path, step: &str) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let order = fs::read(file).ok();
-        let order = order.and_then(|it| serde_json::from_slice::<Value>(&it).ok());
-        if order.is_some_and(|order| text(&order, "/step") == Some(step)) {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            bail!("step {step} did not come");
-        }
-        thread::sleep(Duration::from_micros(200));
+        self.orders().wait_known("web", image)
     }
 }
 
@@ -273,7 +204,7 @@ fn an_image_that_is_gone_is_pulled_and_unpacked() -> Result<()> {
     containerd.ctr(["images", "rm", "--sync", &gone.reference])?;
     ensure!(!stage.has(&gone.manifest_digest)?, "it is still there");
     let to = &gone.manifest_digest;
-    let (status, plan, said) = stage.rollback(&["web", "--to", to, "--dry-run"])?;
+    let (status, plan, said) = stage.orders().rollback(&["web", "--to", to, "--dry-run"])?;
     ensure!(status == 0, "{said}");
     ensure!(number(&plan, "pull_bytes") > 4 << 20, "{plan:#}");
     ensure!(!stage.has(to)?, "a plan has brought it");
@@ -347,7 +278,9 @@ fn what_cannot_be_pulled_changes_nothing() -> Result<()> {
     *bytes.last_mut().context("an empty blob")? ^= 1;
     fs::write(&blob, bytes)?;
     let to = &cracked.manifest_digest;
-    let (status, order, said) = stage.rollback(&["web", "--to", to, "--reason", "test"])?;
+    let (status, order, said) = stage
+        .orders()
+        .rollback(&["web", "--to", to, "--reason", "test"])?;
     ensure!(
         status == 1 && text(&order, "/state") == Some("failed"),
         "{order:#}"
@@ -359,21 +292,23 @@ fn what_cannot_be_pulled_changes_nothing() -> Result<()> {
 
     // One that is not approved is not asked for.
     let other = format!("sha256:{}", "1".repeat(64));
-    let (status, _, said) = stage.rollback(&["plan", "web", "--to", &other])?;
+    let (status, _, said) = stage.orders().rollback(&["plan", "web", "--to", &other])?;
     ensure!(status == 4 && said.contains("is unapproved"), "{said}");
 
     // Not in the registry.
     let pinned = format!("{}@{other}", stage.repository);
     let words = ["approval", "approve", &pinned, "--reason", "early"];
     stage.world.daemon.monitorctl(words)?;
-    let (status, _, said) = stage.rollback(&["plan", "web", "--to", &other])?;
+    let (status, _, said) = stage.orders().rollback(&["plan", "web", "--to", &other])?;
     ensure!(status == 4 && said.contains("404 Not Found"), "{said}");
 
     // Nobody there.
     let lost = stage.image("lost")?;
     stage.registry.kill()?;
     let to = &lost.manifest_digest;
-    let (status, _, said) = stage.rollback(&["web", "--to", to, "--reason", "test"])?;
+    let (status, _, said) = stage
+        .orders()
+        .rollback(&["web", "--to", to, "--reason", "test"])?;
     ensure!(status == 4 && said.contains("no connection"), "{said}");
     ensure!(said.contains("images pull"), "{said}");
     println!("{said}");
@@ -388,7 +323,7 @@ fn without_a_registry_only_what_is_there_is_unpacked() -> Result<()> {
     let stage = Stage::start(false)?;
     let gone = stage.image("gone")?;
     let to = &gone.manifest_digest;
-    let (status, _, said) = stage.rollback(&["plan", "web", "--to", to])?;
+    let (status, _, said) = stage.orders().rollback(&["plan", "web", "--to", to])?;
     ensure!(status == 4 && said.contains("images pull"), "{said}");
     let stored = stage.image("stored")?;
     stage.store(&stored)?;

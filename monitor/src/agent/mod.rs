@@ -217,7 +217,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         provenance: provenance.clone(),
         registry: registry.clone(),
     };
-    let responding = (client.clone(), registry.clone());
+    let responding = client.clone();
     let mut watching = tokio::spawn(containerd_watch::run(
         client,
         contents.images().clone(),
@@ -270,7 +270,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         node: facts,
         audit: audit.clone(),
     };
-    let responder = Responder::start(kept, responding, scene, config.respond, outlet);
+    let responder = Responder::start(kept, responding, registry, scene, config.respond, outlet);
     let queries_for_signals = queries_in.clone();
     let answers = Arc::new(node::NodeView {
         node,

@@ -107,28 +107,6 @@ struct Stream {
     has_trailers: bool,
 }
 
-impl Stream {
-    /// The next piece; `None` after the last.
-    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
-        let Some(pieces) = &mut self.pieces else {
-            return Poll::Ready(None);
-        };
-        if let Some(maker) = &mut self.maker {
-            // What is there goes first, so that there is room for more.
-            if let Ok(piece) = pieces.try_recv() {
-                return Poll::Ready(Some(piece));
-            }
-            if maker.as_mut().poll(context).is_pending() {
-                return pieces
-                    .try_recv()
-                    .map_or(Poll::Pending, |piece| Poll::Ready(Some(piece)));
-            }
-            self.maker = None;
-        }
-        pieces.poll_recv(context)
-    }
-}
-
 impl hyper::body::Body for Stream {
     type Data = Bytes;
     type Error = Status;
@@ -137,10 +115,11 @@ impl hyper::body::Body for Stream {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.pieces.is_none() {
+        let this = &mut *self;
+        let Some(pieces) = &mut this.pieces else {
             return Poll::Ready(None);
-        }
-        let status = match ready!(self.poll_piece(context)) {
+        };
+        let status = match ready!(poll_piece(pieces, &mut this.maker, context)) {
             Some(Ok(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
             Some(Err(status)) => status,
             None => Status::ok(""),
@@ -153,4 +132,24 @@ impl hyper::body::Body for Stream {
         status.add_header(&mut trailers)?;
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
+}
+
+/// The next piece; `None` after the last.
+fn poll_piece(
+    pieces: &mut Pieces,
+    maker: &mut Option<Maker>,
+    context: &mut Context<'_>,
+) -> Poll<Option<Result<Bytes, Status>>> {
+    if let Some(making) = maker {
+        // What is there goes first, so that there is room for more.
+        if let Ok(piece) = pieces.try_recv() {
+            return Poll::Ready(Some(piece));
+        }
+        if making.as_mut().poll(context).is_pending() {
+            let made = pieces.try_recv();
+            return made.map_or(Poll::Pending, |piece| Poll::Ready(Some(piece)));
+        }
+        *maker = None;
+    }
+    pieces.poll_recv(context)
 }

@@ -132,27 +132,14 @@ impl Client {
         gone(call(what, client.delete(within(namespace, request)?)).await)
     }
 
-    /// Prepares a snapshot to be written to, on top of a committed one. Until `lease` ends nothing of
-    /// it is cleared away.
+    /// Prepares a snapshot to be written to, on top of a committed one, and gives how to mount it. Until
+    /// `lease` ends nothing of it is cleared away.
     ///
     /// # Errors
     ///
     /// [`ContainerdError::NotFound`] without `parent`, [`ContainerdError::Exists`] if there is one of
     /// this key.
     pub async fn prepare_snapshot(
-        &self,
-        namespace: &str,
-        snapshotter: &str,
-        key: &str,
-        parent: &str,
-        lease: &str,
-    ) -> Result<(), ContainerdError> {
-        let prepared = self.prepare_mounts(namespace, snapshotter, key, parent, lease);
-        prepared.await.map(drop)
-    }
-
-    /// The same, and how to mount it.
-    pub(super) async fn prepare_mounts(
         &self,
         namespace: &str,
         snapshotter: &str,

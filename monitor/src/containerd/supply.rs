@@ -223,7 +223,7 @@ impl Client {
         layer: &NewLayer,
     ) -> Result<(), ContainerdError> {
         let (key, parent) = (&layer.key, &layer.parent);
-        let prepared = self.prepare_mounts(namespace, snapshotter, key, parent, lease);
+        let prepared = self.prepare_snapshot(namespace, snapshotter, key, parent, lease);
         let mounts = prepared.await?;
         let made = self
             .fill(namespace, snapshotter, lease, layer, mounts)

@@ -176,7 +176,7 @@ impl Work<'_> {
         let parent = plan.chain_id.to_string();
         let prepared =
             client.prepare_snapshot(&plan.namespace, &plan.snapshotter, &key, &parent, &lease);
-        there(prepared.await)
+        there(prepared.await.map(drop))
     }
 
     async fn keep(&self) -> Result<(), StepError> {

@@ -126,7 +126,8 @@ impl<S: Source> Responder<S> {
     /// Takes orders from now on, and goes on with those that the daemon before did not end.
     pub fn start(
         opened: Opened,
-        (client, registry): (Client, Option<Registry>),
+        client: Client,
+        registry: Option<Registry>,
         source: S,
         settings: Settings,
         outlet: Outlet,

@@ -165,10 +165,9 @@ impl Programs {
         let mut loaded: Vec<_> = loaded
             .filter_map(|(name, loaded)| Some((place(name)?, loaded)))
             .collect();
-        // The last is taken first.
-        loaded.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
-        let (queue, btf) = (Mutex::new(loaded), &self.btf);
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        loaded.sort_by_key(|(place, _)| *place);
+        let (queue, btf) = (Mutex::new(loaded.into_iter()), &self.btf);
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         let load = || {
             while let Some((place, loaded)) = next() {
                 if let Some(program) = wanted.get(place) {
