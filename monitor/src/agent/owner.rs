@@ -295,12 +295,16 @@ impl Owner {
         }
         self.carry_out(effects);
         if retry {
-            for pending in std::mem::take(&mut self.state.waiting) {
-                self.place(pending);
-            }
+            self.place_waiting();
         }
         self.begin_listing();
         self.tell_ready();
+    }
+
+    fn place_waiting(&mut self) {
+        for pending in std::mem::take(&mut self.state.waiting) {
+            self.place(pending);
+        }
     }
 
     /// Ready is who knows every container there was at the start.
@@ -442,6 +446,7 @@ impl Owner {
         {
             self.expire_oldest();
         }
+        self.place_waiting();
         self.look();
         self.check_self();
         self.profile_tick();

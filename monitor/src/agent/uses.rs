@@ -1,7 +1,10 @@
 //! The owner's part for what the sensor tells: places each use of a file, has it read, and judges
 //! it.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use monitor_common::{
     CgroupFacts, CgroupState, Hook,
@@ -40,6 +43,10 @@ use crate::{
 /// Bytes of a file of the image that is only data: a longer one is not hashed so that the kernel
 /// side may remember it, and goes on being told.
 const DATA_BYTES_MAX: u64 = 4 << 20;
+/// How long an event of a container waits for word of its task, which containerd sends on its way beside
+/// the start: without it neither the root filesystem is known nor who is init. There is none where the
+/// runtime failed; what it did in the cgroup is then judged without.
+const TASK_TIME_MAX: Duration = Duration::from_secs(5);
 
 impl Owner {
     pub(super) fn event(&mut self, event: Event) {
@@ -169,7 +176,7 @@ impl Owner {
             used.process.mount_namespace,
             used.time_boot_ns,
         ) {
-            Place::Container { container, by } if container.identity != Identity::Pending => {
+            Place::Container { container, by } if is_known(&container, &pending) => {
                 self.state.processes.placed(&used.process, &container);
                 self.foresee(&pending, &container);
                 self.judge_open(&pending, &container, by);
@@ -191,7 +198,12 @@ impl Owner {
                 if let Some(container) =
                     (self.state.processes).container_of(&used.process, &pending.known) =>
             {
-                self.read(pending, container);
+                let container = self.present(&container);
+                if is_known(&container, &pending) {
+                    self.read(pending, container);
+                } else {
+                    self.wait(pending);
+                }
             }
             Place::Host => {
                 self.state.counts.host += 1;
@@ -220,18 +232,26 @@ impl Owner {
                     self.coverage.lost(&pending, Cause::ExpiredUnknown);
                 }
             }
-            Place::Unknown | Place::Container { .. } => {
-                if self.state.waiting.len() >= WAITING_MAX {
-                    // What can be repeated at will must not drive out an exec.
-                    if matches!(pending.what, What::Connect(_)) {
-                        self.expire(&pending);
-                        return;
-                    }
-                    self.expire_oldest();
-                }
-                self.state.waiting.push_back(pending);
+            Place::Container { container, .. } => {
+                // Where its line goes from here, it is followed.
+                self.state.processes.placed(&used.process, &container);
+                self.wait(pending);
             }
+            Place::Unknown => self.wait(pending),
         }
+    }
+
+    /// Has a use wait for word of its container, in place of the oldest at the bound.
+    fn wait(&mut self, pending: Pending) {
+        if self.state.waiting.len() >= WAITING_MAX {
+            // What can be repeated at will must not drive out an exec.
+            if matches!(pending.what, What::Connect(_)) {
+                self.expire(&pending);
+                return;
+            }
+            self.expire_oldest();
+        }
+        self.state.waiting.push_back(pending);
     }
 
     /// The other container in which a process of `container`'s cgroup lives: by its mount namespace
@@ -552,6 +572,12 @@ impl Owner {
 
 fn is_data(what: &What) -> bool {
     matches!(what, What::Open(_, Use::Data))
+}
+
+/// Whether all is known of a container that a verdict on what it does depends on.
+fn is_known(container: &Container, pending: &Pending) -> bool {
+    let has_task = container.task.is_some() || pending.since.elapsed() > TASK_TIME_MAX;
+    has_task && container.identity != Identity::Pending
 }
 
 /// Whether it is data that nothing is to be said of.

@@ -116,12 +116,11 @@ pub struct Known {
 impl Known {
     /// How a process of `container` came into it.
     pub fn origin(&self, process: &Process, container: &Container) -> Origin {
-        let init = container.task.as_ref().map(|task| task.pid);
-        match self.entered {
-            _ if init == Some(process.pid) => Origin::Init,
-            Some(entered) if init == Some(entered.pid) => Origin::Init,
-            Some(_) => Origin::Exec,
-            None => Origin::Unknown,
+        match (&container.task, self.entered) {
+            (Some(task), _) if task.pid == process.pid => Origin::Init,
+            (Some(task), Some(entered)) if task.pid == entered.pid => Origin::Init,
+            (Some(_), Some(_)) => Origin::Exec,
+            (_, None) | (None, _) => Origin::Unknown,
         }
     }
 }

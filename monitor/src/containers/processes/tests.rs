@@ -83,6 +83,20 @@ fn origin_and_ancestors_follow_the_tree() {
 }
 
 #[test]
+fn who_is_init_is_unknown_until_the_task_is() {
+    let mut processes = Processes::default();
+    let mut container = container(10);
+    let exec = exec(10, 101, 5, HOST, "/init");
+    let known = processes.executed(&exec, HOST);
+    assert_eq!(known.origin(&exec.used.process, &container), Origin::Init);
+    Arc::make_mut(&mut container).task = None;
+    assert_eq!(
+        known.origin(&exec.used.process, &container),
+        Origin::Unknown
+    );
+}
+
+#[test]
 fn the_runtime_is_of_no_line_of_the_containers() {
     let container = container(10);
     let fork = |parent, child| Fork { parent, child };
