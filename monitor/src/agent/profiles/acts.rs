@@ -20,6 +20,14 @@ pub(super) fn command(origin: Origin, command: Option<&Program>) -> Option<Optio
     }
 }
 
+/// Whether it is the runtime's own step in the container's cgroup: nothing was executed inside yet, and
+/// the process has not gone to the container's root.
+pub(super) fn is_of_runtime(activity: &Activity<'_>) -> bool {
+    let root = (activity.container.task.as_ref()).and_then(|task| task.root_device);
+    let is_outside = root.is_some_and(|device| device != activity.process.root_device);
+    activity.command.is_none() && is_outside
+}
+
 /// `name` is given room for that of an abstract socket.
 pub(super) fn what<'a>(
     activity: &Activity<'a>,

@@ -18,7 +18,7 @@ use std::{
 use jiff::Timestamp;
 
 use self::{
-    acts::{command, what},
+    acts::{command, is_of_runtime, what},
     members::Members,
     store::{Store, Stored},
 };
@@ -272,6 +272,9 @@ impl Profiles {
         is_excepted: bool,
         now: Timestamp,
     ) -> Option<Finding> {
+        if is_of_runtime(activity) {
+            return None;
+        }
         let member = self.members.get(activity.container)?;
         let (manifest, number) = (member.manifest, member.number);
         let entry = self.entries.get_mut(&manifest)?;
