@@ -289,14 +289,11 @@ impl Owner {
             _ => {}
         }
         let effects = self.inventory.apply(change);
-        let retry = !effects.is_empty() || !self.state.waiting.is_empty();
         if !effects.is_empty() {
             self.state.approvals.make_due();
         }
         self.carry_out(effects);
-        if retry {
-            self.place_waiting();
-        }
+        self.place_waiting();
         self.begin_listing();
         self.tell_ready();
     }
