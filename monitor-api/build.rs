@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 const PROTO: &str = "proto";
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "monitor/v1/alert.proto",
     "monitor/v1/audit.proto",
     "monitor/v1/node.proto",
@@ -16,6 +16,7 @@ const FILES: [&str; 10] = [
     "monitor/v1/policy.proto",
     "monitor/v1/approval.proto",
     "monitor/v1/rollback.proto",
+    "monitor/v1/cluster.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -26,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Each is much larger than what else its stream carries.
         .boxed(".monitor.v1.AlertsResponse.response.alert")
         .boxed(".monitor.v1.VerifyContainerResponse.response.begun")
+        .boxed(".monitor.v1.JoinRequest.request.incident")
         .compile_fds(descriptors.clone())?;
 
     // Reflection needs no comments, and they are half of the bytes.

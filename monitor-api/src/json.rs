@@ -95,6 +95,12 @@ pub fn rollback(rollback: &v1::Rollback) -> Value {
         "resumed": rollback.resumed,
         "pull_bytes": rollback.pull_bytes,
         "pulled_bytes": rollback.pulled_bytes,
+        "workload": rollback.workload.as_ref().map(|workload| json!({
+            "namespace": workload.namespace,
+            "kind": workload.kind,
+            "name": workload.name,
+            "container": workload.container,
+        })),
     })
 }
 
@@ -105,6 +111,7 @@ pub fn policy_rule(rule: &v1::PolicyRule) -> Value {
         "on": rule.on,
         "when": text(&rule.condition),
         "severity": rule.severity,
+        "respond": text(&rule.respond),
         "held": rule.held,
         "failed": rule.failed,
         "stopped": text(&rule.stopped),
@@ -450,6 +457,20 @@ pub fn status(status: &v1::Status) -> Value {
             "failures": collector.failures,
             "error": text(&collector.error),
         })),
+        "controller": status.controller.as_ref().map(|controller| json!({
+            "address": controller.address,
+            "connected": controller.connected,
+            "since": time(controller.since.as_ref()),
+            "failures": controller.failures,
+            "error": text(&controller.error),
+            "heard_at": time(controller.heard_at.as_ref()),
+            "reports": controller.reports,
+            "left_out": controller.left_out,
+            "approvals_refused": controller.approvals_refused,
+            "approvals_error": text(&controller.approvals_error),
+            "incidents": controller.incidents,
+            "incidents_lost": controller.incidents_lost,
+        })),
         "registry": status.registry.as_ref().map(|registry| json!({
             "layers": registry.layers,
             "bytes": registry.bytes,
@@ -473,6 +494,7 @@ pub fn status(status: &v1::Status) -> Value {
             "error": text(&approvals.error),
         })),
         "rollbacks": counts(&status.rollbacks),
+        "responses": counts(&status.responses),
         "policies": status.policies.as_ref().map(|policies| json!({
             "rules": policies.rules,
             "exceptions": policies.exceptions,

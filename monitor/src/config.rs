@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     alerts::{Retention, journal::JOURNAL_BYTES_MIN},
-    api::{Address, Roles, TlsFiles, publish},
+    api::{Address, Roles, TlsFiles, upstream},
     detect::approval::DeniedBase,
     files::{self, ReadError},
     outputs,
@@ -54,7 +54,9 @@ pub struct Config {
     /// What the names in clients' certificates may do.
     pub roles: Roles,
     /// Who is called to be given alerts.
-    pub collector: Option<publish::Settings>,
+    pub collector: Option<upstream::Settings>,
+    /// The cluster's controller, which is told what runs here and says which images are approved.
+    pub controller: Option<upstream::Settings>,
     /// Where alerts are written to beside the API.
     pub output: Vec<outputs::Settings>,
     /// Whether and how registries are asked for blobs that containerd does not have.
@@ -195,6 +197,7 @@ impl Default for Config {
             tls: None,
             roles: Roles::default(),
             collector: None,
+            controller: None,
             output: Vec::new(),
             registry: registry::Options::default(),
             provenance: provenance::Options::default(),
@@ -255,7 +258,10 @@ pub enum ValueError {
     NotLocal(SocketAddr),
     /// A collector that cannot be called.
     #[error("collector: {0}")]
-    Collector(#[from] publish::SettingsError),
+    Collector(upstream::SettingsError),
+    /// A controller that cannot be called.
+    #[error("controller: {0}")]
+    Controller(upstream::SettingsError),
     /// Outputs that make no sense.
     #[error("output: {0}")]
     Output(#[from] outputs::SettingsError),
@@ -288,18 +294,11 @@ pub enum ValueError {
 impl Config {
     /// Reads a configuration file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let path = || path.to_owned();
-        let failed = |source| ConfigError::Read {
-            path: path(),
-            source,
-        };
-        let bytes = files::read(&path(), CONFIG_BYTES_MAX).map_err(|error| match error {
-            ReadError::Io(source) => failed(source),
-            ReadError::NotAFile(_) => ConfigError::NotAFile { path: path() },
-        })?;
-        let text = String::from_utf8(bytes)
-            .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-        Self::parse(&text).map_err(|text| ConfigError::Content { path: path(), text })
+        let text = read_text(path)?;
+        Self::parse(&text).map_err(|text| ConfigError::Content {
+            path: path.to_owned(),
+            text,
+        })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -311,24 +310,9 @@ impl Config {
 
     /// Whether the values make sense, wherever they came from.
     pub fn check(&self) -> Result<(), ValueError> {
-        if self.listen.is_empty() {
-            return Err(ValueError::Empty("listen"));
-        }
+        check_listen(&self.listen, self.tls.is_some(), &self.roles)?;
         if self.node.as_deref() == Some("") {
             return Err(ValueError::Empty("node"));
-        }
-        for address in &self.listen {
-            match address.parse() {
-                Ok(Address::Unix(_)) => {}
-                Ok(Address::Https(_)) if self.tls.is_none() => {
-                    return Err(ValueError::NoTls(address.clone()));
-                }
-                Ok(Address::Https(_)) if self.roles.is_empty() => {
-                    return Err(ValueError::NoRoles(address.clone()));
-                }
-                Ok(Address::Https(_)) => {}
-                Err(error) => return Err(ValueError::Listen(error.to_string())),
-            }
         }
         if let Some(address) = self.metrics.filter(|address| !address.ip().is_loopback()) {
             return Err(ValueError::NotLocal(address));
@@ -336,26 +320,12 @@ impl Config {
         outputs::check(&self.output)?;
         self.provenance.check()?;
         if let Some(collector) = &self.collector {
-            collector.check()?;
+            collector.check().map_err(ValueError::Collector)?;
         }
-        let Journal {
-            bytes_max,
-            days_max,
-        } = self.journal;
-        if bytes_max < JOURNAL_BYTES_MIN {
-            return Err(ValueError::Range {
-                key: "journal.bytes_max",
-                value: bytes_max,
-                allowed: format!("at least {JOURNAL_BYTES_MIN}"),
-            });
+        if let Some(controller) = &self.controller {
+            controller.check().map_err(ValueError::Controller)?;
         }
-        if !(1..=DAYS_MAX).contains(&days_max) {
-            return Err(ValueError::Range {
-                key: "journal.days_max",
-                value: days_max.into(),
-                allowed: format!("1 to {DAYS_MAX}"),
-            });
-        }
+        check_journal(&self.journal)?;
         let quiet_max = 365 * DAY.as_secs();
         if self.profile.quiet_seconds > quiet_max {
             return Err(ValueError::Range {
@@ -401,6 +371,77 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The text of a configuration file.
+///
+/// # Errors
+///
+/// It cannot be read, or is too long.
+pub fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let path = || path.to_owned();
+    let failed = |source| ConfigError::Read {
+        path: path(),
+        source,
+    };
+    let bytes = files::read(&path(), CONFIG_BYTES_MAX).map_err(|error| match error {
+        ReadError::Io(source) => failed(source),
+        ReadError::NotAFile(_) => ConfigError::NotAFile { path: path() },
+    })?;
+    String::from_utf8(bytes)
+        .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
+}
+
+/// Whether the API can be served on these addresses.
+///
+/// # Errors
+///
+/// One is none, or lacks what it needs.
+pub fn check_listen(listen: &[String], has_tls: bool, roles: &Roles) -> Result<(), ValueError> {
+    if listen.is_empty() {
+        return Err(ValueError::Empty("listen"));
+    }
+    for address in listen {
+        match address.parse() {
+            Ok(Address::Unix(_)) => {}
+            Ok(Address::Https(_)) if !has_tls => {
+                return Err(ValueError::NoTls(address.clone()));
+            }
+            Ok(Address::Https(_)) if roles.is_empty() => {
+                return Err(ValueError::NoRoles(address.clone()));
+            }
+            Ok(Address::Https(_)) => {}
+            Err(error) => return Err(ValueError::Listen(error.to_string())),
+        }
+    }
+    Ok(())
+}
+
+/// Whether alerts can be kept so long.
+///
+/// # Errors
+///
+/// They cannot.
+pub fn check_journal(journal: &Journal) -> Result<(), ValueError> {
+    let Journal {
+        bytes_max,
+        days_max,
+    } = *journal;
+    if bytes_max < JOURNAL_BYTES_MIN {
+        return Err(ValueError::Range {
+            key: "journal.bytes_max",
+            value: bytes_max,
+            allowed: format!("at least {JOURNAL_BYTES_MIN}"),
+        });
+    }
+    if !(1..=DAYS_MAX).contains(&days_max) {
+        return Err(ValueError::Range {
+            key: "journal.days_max",
+            value: days_max.into(),
+            allowed: format!("1 to {DAYS_MAX}"),
+        });
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -461,6 +502,11 @@ mod tests {
         check("listen = []", Err("listen is empty"));
         check("node = ''", Err("node is empty"));
         check("state = 'relative'", Err("not an absolute path"));
+        let controller =
+            "[controller]\naddress = 'https://c:1'\nca = '/a'\ncertificate = '/b'\nkey = '/c'";
+        check(controller, Ok(""));
+        check(&controller.replace("https", "unix"), Err("controller:"));
+        check(&controller.replace("key", "keys"), Err("`certificate`"));
         check("[journal]\nbytes_max = 1048576\ndays_max = 1", Ok(""));
         check("journal.bytes_max = 1", Err("at least 1048576"));
         check("journal.days_max = 0", Err("1 to 3650"));
@@ -490,6 +536,8 @@ mod tests {
         check("profile.learn = true", Err("`quiet_seconds`"));
         check("approval.default = 'deny'", Ok(""));
         check("respond.cool_down_seconds = 0", Ok(""));
+        check("respond.automatic = 'auto'", Ok(""));
+        check("respond.automatic = 'ask'", Err("`off`, `propose`"));
         check("respond.watch_seconds = 0", Err("1 to 300"));
         check("respond.grace = 1", Err("`grace_seconds`"));
         check("approval.default = 'ask'", Err("`allow` or `deny`"));

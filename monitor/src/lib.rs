@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod containerd;
 pub mod containers;
+pub mod controller;
 pub mod coverage;
 pub mod ctl;
 pub mod detect;

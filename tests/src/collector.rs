@@ -2,26 +2,23 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use monitor_api::v1::{
     AlertsRequest, AlertsResponse,
     alerts_request::{Start, start::Position},
     alerts_response::Response as Said,
-    collector_server::{Collector as Served, CollectorServer},
+    collector_server::{Collector, CollectorServer},
 };
-use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{
-    Request, Response, Status, Streaming, async_trait,
-    transport::{Certificate, Identity, Server, ServerTlsConfig},
-};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use crate::served::Served;
 
 /// Requests to a node that wait to be sent.
 const REQUESTS_MAX: usize = 16;
@@ -48,61 +45,16 @@ impl Store {
     }
 }
 
-/// A server that goes when this is dropped, without a word to those who call it.
-#[derive(Debug)]
-pub struct Collector {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-impl Collector {
-    /// Serves at `address` with `127.0.0.1.crt`, and checks callers by `ca.crt`, both in
-    /// `certificates`.
-    pub fn start(address: SocketAddr, certificates: &Path, store: &Store) -> Result<Self> {
-        let read = |name: &str| fs::read(certificates.join(name));
-        let tls = ServerTlsConfig::new()
-            .identity(Identity::from_pem(
-                read("127.0.0.1.crt")?,
-                read("127.0.0.1.key")?,
-            ))
-            .client_ca_root(Certificate::from_pem(read("ca.crt")?));
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let server = Server::builder()
-            .tls_config(tls)?
-            .add_service(CollectorServer::new(store.clone()));
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(async {
-                let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener)?);
-                tokio::select! {
-                    served = server.serve_with_incoming(incoming) => Ok(served?),
-                    _ = stopped => Ok(()),
-                }
-            })
-        });
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
-    }
-
-    /// Ends it.
-    pub fn stop(mut self) -> Result<()> {
-        drop(self.stop.take());
-        let ended = self.thread.take().map(JoinHandle::join);
-        ended
-            .transpose()
-            .map_err(|_| anyhow!("the collector panicked"))?
-            .unwrap_or(Ok(()))
+impl Store {
+    /// Serves at `address` with the certificates there.
+    pub fn serve(&self, address: SocketAddr, certificates: &Path) -> Result<Served> {
+        let service = CollectorServer::new(self.clone());
+        Served::start(address, certificates, |server| server.add_service(service))
     }
 }
 
 #[async_trait]
-impl Served for Store {
+impl Collector for Store {
     type PublishStream = ReceiverStream<Result<AlertsRequest, Status>>;
 
     async fn publish(

@@ -100,6 +100,13 @@ impl Registry {
         Ok(())
     }
 
+    /// Stores an image and the index that leads to it.
+    pub fn push_with_index(&self, image: &Image, name: &str) -> Result<()> {
+        self.push(image)?;
+        let mut indexes = image.blobs().filter(|(kind, ..)| kind.contains("index"));
+        indexes.try_for_each(|(kind, digest, bytes)| self.put_manifest(name, digest, kind, bytes))
+    }
+
     /// Stores a manifest of a repository, by its digest or a tag.
     pub fn put_manifest(
         &self,

@@ -1,40 +1,24 @@
 //! A node gives its alerts to a collector that it calls.
 
-use std::{
-    fs,
-    net::{SocketAddr, TcpListener},
-    path::Path,
-};
+use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Result, ensure};
 use tests::{
     alerts::text,
-    authority::Authority,
-    collector::{Collector, Store},
+    collector::Store,
     daemon::Daemon,
     poll::{PATIENCE, until},
     require,
+    served::{certificates, section},
     sleeper::Sleeper,
 };
 
 /// Alerts between two restarts.
 const FILES: u32 = 20;
 
-fn certificates(directory: &Path) -> Result<()> {
-    fs::create_dir(directory)?;
-    let authority = Authority::new()?;
-    authority.write(directory)?;
-    authority.issue("127.0.0.1", directory)?;
-    authority.issue("node.example", directory)
-}
-
 fn start(sleeper: &Sleeper, address: SocketAddr) -> Result<Daemon> {
-    let shown = sleeper.containerd.directory().join("trusted");
-    let shown = shown.display();
-    sleeper.daemon(&format!(
-        "[collector]\naddress = 'https://{address}'\nca = '{shown}/ca.crt'\n\
-         certificate = '{shown}/node.example.crt'\nkey = '{shown}/node.example.key'\n"
-    ))
+    let trusted = sleeper.containerd.directory().join("trusted");
+    sleeper.daemon(&section("collector", address, &trusted))
 }
 
 /// Waits until the daemon has raised so many alerts.
@@ -82,12 +66,12 @@ fn a_collector_that_is_called_has_every_alert_once_and_in_order() -> Result<()> 
     let running = start(&sleeper, address)?;
     wait_told(&running, "refused")?;
     sleeper.run_files("first", FILES)?;
-    let stranger = Collector::start(address, &other, &store)?;
+    let stranger = store.serve(address, &other)?;
     wait_told(&running, "certificate")?;
     stranger.stop()?;
     ensure!(store.look().nodes.is_empty(), "{:?}", store.look());
 
-    let collector = Collector::start(address, &trusted, &store)?;
+    let collector = store.serve(address, &trusted)?;
     wait_all(&running, &store, FILES)?;
     let status = running.status()?;
     let connected = status.pointer("/collector/connected");
@@ -98,7 +82,7 @@ fn a_collector_that_is_called_has_every_alert_once_and_in_order() -> Result<()> 
     wait_raised(&running, 3 * FILES)?;
     running.kill()?;
     let running = start(&sleeper, address)?;
-    let collector = Collector::start(address, &trusted, &store)?;
+    let collector = store.serve(address, &trusted)?;
     sleeper.run_files("fourth", FILES)?;
     wait_all(&running, &store, 4 * FILES)?;
     ensure!(running.stop()?.success(), "{}", running.log());

@@ -94,11 +94,7 @@ impl Stage {
     /// An image that is approved, and in the registry by its manifest and its index.
     fn image(&self, word: &str) -> Result<Image> {
         let image = build(&self.repository, word)?;
-        self.registry.push(&image)?;
-        let name = "shop/web";
-        for (kind, digest, bytes) in image.blobs().filter(|(kind, ..)| kind.contains("index")) {
-            self.registry.put_manifest(name, digest, kind, bytes)?;
-        }
+        self.registry.push_with_index(&image, "shop/web")?;
         for digest in [&image.manifest_digest, &image.index_digest] {
             let pinned = format!("{}@{digest}", self.repository);
             let words = ["approval", "approve", &pinned, "--reason", "release"];

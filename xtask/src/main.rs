@@ -16,7 +16,7 @@ mod test;
 mod toolchain;
 mod workspace;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -43,6 +43,10 @@ enum Task {
     /// Build, then run every test that this machine can run, here and on other kernels in virtual
     /// machines, and say what was skipped and why
     Test {
+        /// Only the tests of Kubernetes, in the cluster that this kubeconfig names, as one who may do
+        /// everything there. They leave what deploy/controller.yaml holds; use a cluster for tests
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
         /// Only tests on this machine's kernel whose names contain one of these
         filters: Vec<String>,
     },
@@ -73,7 +77,10 @@ fn main() -> ExitCode {
         }),
         Some(Task::Build { debug }) => build::run(build::Profile::from_debug(debug)).map(|_| ()),
         Some(Task::Demo) => demo::run(),
-        Some(Task::Test { filters }) => test::run(&filters),
+        Some(Task::Test {
+            kubeconfig,
+            filters,
+        }) => test::run(kubeconfig.as_deref(), &filters),
         Some(Task::Guest { kernel }) => guest::run(kernel.as_deref()),
         Some(Task::Evasions) => evasions::run(),
         Some(Task::Bench { names }) => bench::run(&names),

@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs,
     io::{self, BufRead as _, BufReader},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -17,9 +19,14 @@ use crate::{
 
 /// Names the file to which a test that cannot run on this machine appends `TEST: REASON`.
 const SKIPS: &str = "MONITOR_SKIPS";
+/// Names the kubeconfig of the cluster that tests of Kubernetes speak to; without it they start an
+/// API server of their own.
+const KUBECONFIG: &str = "MONITOR_KUBECONFIG";
+/// Files of tests of Kubernetes begin so.
+const KUBERNETES: [&str; 2] = ["controller", "kubernetes"];
 
 /// Builds the programs and runs the tests whose names contain one of the filters, all if there are
-/// none.
+/// none. With a kubeconfig those of Kubernetes alone, in the cluster that it names.
 ///
 /// The tests are built as the programs are, in release: the hundred dependencies are then compiled
 /// once. A debug build beside it costs 198 s of processor time from nothing, the release tests on
@@ -28,8 +35,11 @@ const SKIPS: &str = "MONITOR_SKIPS";
 ///
 /// # Errors
 ///
-/// The build or a test fails, or `CI=true` and a test was skipped.
-pub(crate) fn run(filters: &[String]) -> Result<()> {
+/// The kubeconfig cannot be read, the build or a test fails, or `CI=true` and a test was skipped.
+pub(crate) fn run(kubeconfig: Option<&Path>, filters: &[String]) -> Result<()> {
+    let kubeconfig = kubeconfig
+        .map(|path| fs::canonicalize(path).with_context(|| format!("reading {}", path.display())))
+        .transpose()?;
     let programs = build::run(Profile::Release)?;
     servers::prepare();
     images::prepare();
@@ -38,9 +48,15 @@ pub(crate) fn run(filters: &[String]) -> Result<()> {
         fs::remove_file(&skips).with_context(|| format!("removing {}", skips.display()))?;
     }
     let mut command = run::cargo();
+    // One failure must not hide the next.
+    command.args(["test", "--workspace", "--release", "--no-fail-fast"]);
+    if let Some(path) = &kubeconfig {
+        for name in kubernetes_tests()? {
+            command.args(["--test", &name]);
+        }
+        command.env(KUBECONFIG, path);
+    }
     command
-        // One failure must not hide the next.
-        .args(["test", "--workspace", "--release", "--no-fail-fast"])
         .args(build::locked())
         .arg("--")
         .args(filters)
@@ -51,7 +67,7 @@ pub(crate) fn run(filters: &[String]) -> Result<()> {
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     let mut skipped: BTreeSet<&str> = skipped.lines().filter(|line| !line.is_empty()).collect();
     // A filter is for one's own next try; the guests are asked for by `cargo xtask guest`.
-    let guests = if filters.is_empty() {
+    let guests = if filters.is_empty() && kubeconfig.is_none() {
         guest::all(None, &programs, Document::Compare)?
     } else {
         guest::Outcome::default()
@@ -62,13 +78,30 @@ pub(crate) fn run(filters: &[String]) -> Result<()> {
     if !outcome || guests.failed > 0 {
         bail!("tests failed");
     }
-    if build::in_ci() && !skipped.is_empty() {
+    // No real cluster can do all that the tests' own API server can.
+    if build::in_ci() && kubeconfig.is_none() && !skipped.is_empty() {
         bail!("CI=true and tests were skipped: this machine must be able to run all of them");
     }
     if counts.passed == 0 {
         bail!("no test matches {}", filters.join(" "));
     }
     Ok(())
+}
+
+/// The files of tests that speak to an API server.
+fn kubernetes_tests() -> Result<Vec<String>> {
+    let folder = workspace::root().join("tests/tests");
+    let entries = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
+        if KUBERNETES.iter().any(|prefix| name.starts_with(prefix)) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// What the tests' closing lines say, added up.

@@ -2,6 +2,7 @@
 
 mod activity;
 mod approvals;
+mod automatic;
 mod bytes;
 mod changes;
 mod connects;
@@ -67,7 +68,7 @@ use crate::{
     outputs::Outputs,
     provenance::Provenance,
     registry::Registry,
-    respond::{self, Responder},
+    respond::{self, Responder, automatic::Pace},
     sensor::{
         Sensor,
         pins::{Pins, PinsError},
@@ -168,9 +169,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         policies.map_err(|error| anyhow::anyhow!("the policies are refused: {error}"))?;
     let (references_in, references) = watch::channel(Arc::from([]));
     let (state, approvals) = (config.state.clone(), config.approval.clone());
-    let read = references.clone();
-    let approvals =
-        tokio::task::spawn_blocking(move || approvals::State::open(&state, approvals, read));
+    let (read, controller) = (references.clone(), config.controller.clone());
+    let approvals = tokio::task::spawn_blocking(move || {
+        let controller = controller.as_ref().map(|it| it.address.as_str());
+        approvals::State::open(&state, approvals, controller, read)
+    });
     let approvals = approvals.await.context("cannot read the approvals")?;
     let approvals =
         approvals.map_err(|error| anyhow::anyhow!("the approvals are refused: {error}"))?;
@@ -231,6 +234,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         node: node.clone(),
         boot_time: build::boot_time().context("cannot read the clock")?,
     };
+    let responses = Arc::new(automatic::Counts::default());
+    let (causes_in, causes) = automatic::Causes::new(config.respond.automatic, responses.clone());
     let host_mount_namespace = sensor.host_mount_namespace();
     let owner = owner::Owner {
         coverage: coverage::Coverage::new(hierarchy, watched_since, &sensor),
@@ -251,6 +256,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         boot: boot_id(),
         listings,
         ready: ready_in,
+        causes: causes_in,
         state: state::State::new(&log.recent(), profiles, policies, approvals, signatures),
     };
     let inputs = owner::Inputs {
@@ -265,12 +271,24 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let outputs = Arc::new(outputs);
     let collector = config.collector.as_ref();
     let collector = collector.map(|collector| Arc::new(api::Collector::new(collector, &node)));
+    let controller = config.controller.as_ref();
+    let controller = controller.map(|it| Arc::new(api::Controller::new(it, &node)));
     let outlet = respond::Outlet {
         log: log.clone(),
         node: facts,
         audit: audit.clone(),
     };
-    let responder = Responder::start(kept, responding, registry, scene, config.respond, outlet);
+    let settings = config.respond;
+    let responder = Responder::start(kept, responding, registry, scene, settings, outlet.clone());
+    let automat = automatic::Automat {
+        responder: Arc::clone(&responder),
+        controller: controller.clone(),
+        outlet,
+        counts: Arc::clone(&responses),
+        pace: Pace::new(Duration::from_secs(settings.cool_down_seconds.into())),
+    };
+    // It ends with the owner, and nothing hangs on that.
+    tokio::spawn(automat.run(causes));
     let queries_for_signals = queries_in.clone();
     let answers = Arc::new(node::NodeView {
         node,
@@ -283,16 +301,28 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         comparisons: Arc::new(Semaphore::new(verify::COMPARISONS_MAX)),
         outputs: Arc::clone(&outputs),
         responder,
+        responses,
+        cluster_approvals_file: approvals::cluster_file(&config.state),
     });
     tokio::spawn(Arc::clone(&answers).forget_removed());
-    let account = Arc::new(api::Account::new(
+    if let Some(controller) = &controller {
+        let joiner = api::Joiner {
+            controller: Arc::clone(controller),
+            node: answers.clone(),
+            ready: ready.clone(),
+        };
+        // Nothing hangs on its end.
+        tokio::spawn(joiner.run(api_stops.clone()));
+    }
+    let account = api::Account::new(
         answers,
         log.clone(),
         audit.clone(),
         ready.clone(),
         security,
         collector,
-    ));
+    );
+    let account = Arc::new(account.joining(controller));
     if let Some(listener) = metrics {
         // Nothing hangs on its end.
         tokio::spawn(metrics::serve(
@@ -345,7 +375,7 @@ fn node_name(config: &Config) -> anyhow::Result<String> {
 }
 
 /// Two daemons on one state directory would overwrite each other's files.
-fn lock(state: &Path) -> anyhow::Result<Flock<File>> {
+pub(crate) fn lock(state: &Path) -> anyhow::Result<Flock<File>> {
     // For root alone: whoever can open the lock can hold it.
     DirBuilder::new()
         .recursive(true)

@@ -7,6 +7,7 @@ use monitor_api::v1;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use super::{
+    automatic::Counts,
     contents::ContentsReader,
     query::{CoverageQuestion, Query, Snapshot},
     rollbacks::Scene,
@@ -54,6 +55,10 @@ pub(super) struct NodeView {
     pub(super) comparisons: Arc<Semaphore>,
     pub(super) outputs: Arc<Outputs>,
     pub(super) responder: Arc<Responder<Scene>>,
+    /// What came of rules that asked for a response.
+    pub(super) responses: Arc<Counts>,
+    /// Where the cluster's approvals are kept.
+    pub(super) cluster_approvals_file: PathBuf,
 }
 
 impl NodeView {
@@ -430,6 +435,7 @@ impl Node for NodeView {
         status.policies = Some(snapshot.policies);
         status.approvals = Some(snapshot.approvals);
         status.rollbacks = self.responder.counts();
+        status.responses = self.responses.all();
         status.held = Some(v1::status::Held {
             files: snapshot.account.held.held,
             queue_overflows: snapshot.account.held.queue_overflows,

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    automatic::Causes,
     bytes::BytesReader,
     contents::ContentsReader,
     coverage::{self, Coverage},
@@ -98,6 +99,8 @@ pub(super) struct Owner {
     pub(super) listings: watch::Sender<Option<ListingRequest>>,
     /// Becomes true once what runs already is known.
     pub(super) ready: watch::Sender<bool>,
+    /// Where alerts go whose rules ask for a response.
+    pub(super) causes: Causes,
     pub(super) state: State,
     pub(super) coverage: Coverage,
 }
@@ -217,13 +220,19 @@ impl Owner {
         let id = subject.id(now);
         let mut alert = build(finding, &self.node, now, id);
         // Nothing comes of one that there is an exception of.
-        if let Some((severity, rule)) = self.policy_fate(&finding.container, &alert)? {
-            build::regrade(&mut alert, severity, &rule);
+        let regraded = self.policy_fate(&finding.container, &alert)?;
+        if let Some((severity, rule)) = &regraded {
+            build::regrade(&mut alert, *severity, rule);
         }
+        let rules = [regraded.map(|(_, rule)| rule), finding.rule.clone()];
         self.profile_found(finding);
         let findings = &mut self.state.findings;
         *findings.get_or_insert_mut(creation(&finding.container), || 0) += 1;
         let given = (self.state.aggregator).take_of(receipt, alert, clock::boot_ns());
+        // What is only counted was responded to before.
+        if let Some(alert) = given.first() {
+            self.policy_respond(alert, rules.into_iter().flatten());
+        }
         self.append(given)
     }
 
@@ -487,6 +496,9 @@ impl Owner {
             }
             Query::Approvals(call, answer) => {
                 let _ = answer.send(self.approval_call(call));
+            }
+            Query::ClusterApprovals(told, answer) => {
+                let _ = answer.send(self.approval_cluster(told));
             }
             Query::ApprovalOf(manifest, answer) => {
                 let _ = answer.send(self.approval_of(manifest));

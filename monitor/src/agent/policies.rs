@@ -281,6 +281,15 @@ impl Owner {
         }
     }
 
+    /// Has an alert be responded to, by the first of its rules that asks for that.
+    pub(super) fn policy_respond(&self, alert: &v1::Alert, rules: impl Iterator<Item = String>) {
+        let in_force = &self.state.policies.in_force;
+        let mut asked = rules.map(|rule| (self.causes.mode(in_force.respond(&rule)), rule));
+        if let Some((mode, rule)) = asked.find(|(mode, _)| !mode.is_off()) {
+            self.causes.add(&rule, alert, mode);
+        }
+    }
+
     /// Takes note of exceptions whose time is over, and looks at the folder, when it is time or `is_asked`
     /// to.
     pub(super) fn policy_tick(&mut self, is_asked: bool) {
@@ -443,6 +452,7 @@ impl State {
             on: rule.written.on.name().to_owned(),
             condition: rule.written.when.clone().unwrap_or_default(),
             severity: rule.written.severity.name().to_owned(),
+            respond: rule.written.respond.name().to_owned(),
             held: rule.held,
             failed: rule.failed(),
             stopped: rule.stopped.clone().unwrap_or_default(),

@@ -14,7 +14,7 @@ use crate::{
         ApprovalCall, ApprovalCallError, CoverageError, PolicyCall, PolicyCallError, ProfileCall,
         ProfileError,
     },
-    approval::Approvals,
+    approval::{Approvals, cluster::ClusterApprovals},
     changes,
     containers::Container,
     digest::Digest,
@@ -41,6 +41,11 @@ pub(super) enum Query {
     Approvals(
         ApprovalCall,
         oneshot::Sender<Result<v1::ListApprovalsResponse, ApprovalCallError>>,
+    ),
+    /// What the cluster's controller told of images.
+    ClusterApprovals(
+        ClusterApprovals,
+        oneshot::Sender<Result<(), ApprovalCallError>>,
     ),
     /// Whether an image may run.
     ApprovalOf(Digest, oneshot::Sender<v1::VerifyApprovalResponse>),

@@ -10,7 +10,8 @@ use monitor_api::v1;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{
-    ALERT_STREAMS_MAX, CONNECTIONS_MAX, Collector, Node, audit, listener::Security, process,
+    ALERT_STREAMS_MAX, CONNECTIONS_MAX, Collector, Controller, Members, Node, audit,
+    listener::Security, process,
 };
 use crate::{
     alerts::{AlertLog, Summary, build::timestamp},
@@ -24,6 +25,8 @@ pub struct Account {
     pub(super) audit: Audit,
     pub(super) connections: Connections,
     pub(super) collector: Option<Arc<Collector>>,
+    pub(super) members: Option<Arc<dyn Members>>,
+    controller: Option<Arc<Controller>>,
     ready: watch::Receiver<bool>,
     started_at: Timestamp,
     streams: Arc<Semaphore>,
@@ -47,11 +50,28 @@ impl Account {
             audit,
             connections: Connections::new(security),
             collector,
+            members: None,
+            controller: None,
             ready,
             started_at: Timestamp::now(),
             streams: Arc::new(Semaphore::new(ALERT_STREAMS_MAX)),
             streams_refused: AtomicU64::new(0),
         }
+    }
+
+    /// The same of a controller, which nodes call.
+    #[must_use]
+    pub fn with_members(self, members: Arc<dyn Members>) -> Self {
+        Self {
+            members: Some(members),
+            ..self
+        }
+    }
+
+    /// The same, of a node that joins a cluster.
+    #[must_use]
+    pub fn joining(self, controller: Option<Arc<Controller>>) -> Self {
+        Self { controller, ..self }
     }
 
     /// Whether every container is known.
@@ -117,6 +137,7 @@ impl Account {
                 .collect(),
         });
         status.collector = self.collector.as_ref().map(|collector| collector.status());
+        status.controller = self.controller.as_ref().map(|it| it.status());
         status.audit = Some(audit::summary(self.audit.summary()));
         status.api = Some(v1::status::Api {
             connections: self.connections.open(),

@@ -76,6 +76,11 @@ pub enum ApprovalCallError {
     /// No image, or several.
     #[error(transparent)]
     Image(#[from] ContentsError),
+    /// The cluster's are the controller's; FAILED_PRECONDITION.
+    #[error(
+        "this node takes its approvals from the cluster's controller; say it there: `monitorctl --address {0} approval approve` or `revoke`"
+    )]
+    Cluster(String),
     /// RESOURCE_EXHAUSTED.
     #[error(transparent)]
     Full(#[from] FullError),
@@ -214,6 +219,7 @@ impl From<ApprovalCallError> for Status {
             ApprovalCallError::NotNamed(_) => Self::not_found(message),
             ApprovalCallError::Until => Self::invalid_argument(message),
             ApprovalCallError::Image(error) => error.into(),
+            ApprovalCallError::Cluster(_) => Self::failed_precondition(message),
             ApprovalCallError::Full(_) => Self::resource_exhausted(message),
             ApprovalCallError::Failed(_) => Self::internal(message),
             ApprovalCallError::Stopping => Self::unavailable(message),

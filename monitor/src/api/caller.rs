@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::audit::Who;
 
-/// What a caller may do. Each may also do what an observer may.
+/// What a caller may do. People may also do what an observer may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Reads alerts, inventory and status, and acknowledges alerts.
@@ -14,6 +14,8 @@ pub enum Role {
     Operator,
     /// Approves images and orders rollbacks.
     Responder,
+    /// Tells the controller what runs on the node of this name, and nothing else: it is no observer.
+    Node,
 }
 
 /// Who has which role, by a name in the certificate: a DNS name or URI of its subject alternative
@@ -27,6 +29,8 @@ pub struct Roles {
     pub operator: Vec<String>,
     /// See [`Role::Responder`].
     pub responder: Vec<String>,
+    /// See [`Role::Node`]. A `*` at the end of a name stands for any rest.
+    pub node: Vec<String>,
 }
 
 impl Role {
@@ -36,6 +40,7 @@ impl Role {
             Self::Observer => "observer",
             Self::Operator => "operator",
             Self::Responder => "responder",
+            Self::Node => "node",
         }
     }
 }
@@ -43,7 +48,7 @@ impl Role {
 impl Roles {
     /// Whether nobody has any.
     pub fn is_empty(&self) -> bool {
-        [&self.observer, &self.operator, &self.responder]
+        [&self.observer, &self.operator, &self.responder, &self.node]
             .iter()
             .all(|names| names.is_empty())
     }
@@ -56,7 +61,18 @@ impl Roles {
         ];
         let has = |list: &[String]| names.iter().any(|name| list.contains(name));
         let held = lists.into_iter().filter(|(_, list)| has(list));
-        held.map(|(role, _)| role).collect()
+        let is_node = names.iter().any(|name| self.is_node(name));
+        (held.map(|(role, _)| role))
+            .chain(is_node.then_some(Role::Node))
+            .collect()
+    }
+
+    fn is_node(&self, name: &str) -> bool {
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == pattern,
+        };
+        self.node.iter().any(fits)
     }
 }
 
@@ -65,6 +81,8 @@ impl Roles {
 pub(super) struct Caller {
     /// For messages and the audit log.
     pub(super) name: String,
+    /// The names in the certificate.
+    pub(super) names: Vec<String>,
     pub(super) roles: Vec<Role>,
     /// From where: a process of this node or an address.
     peer: String,
@@ -77,6 +95,7 @@ impl Caller {
         let own = nix::unistd::geteuid().as_raw();
         (uid == 0 || uid == own).then(|| Self {
             name: format!("user {uid}"),
+            names: Vec::new(),
             peer: pid.map_or_else(String::new, |pid| format!("pid {pid}")),
             roles: vec![Role::Observer, Role::Operator, Role::Responder],
         })
@@ -103,6 +122,7 @@ impl Caller {
             } else {
                 names.join(", ")
             },
+            names,
         }
     }
 
@@ -128,6 +148,7 @@ mod tests {
             observer: list(&["soc", "both"]),
             operator: list(&["both"]),
             responder: list(&["spiffe://a/b"]),
+            node: list(&["worker-*", "edge"]),
         };
         let check = |names: &[&str], expect: &[Role]| {
             let names: Vec<String> = list(names);
@@ -136,6 +157,9 @@ mod tests {
         check(&["soc"], &[Role::Observer]);
         check(&["both"], &[Role::Observer, Role::Operator]);
         check(&["other", "spiffe://a/b"], &[Role::Responder]);
+        check(&["worker-7"], &[Role::Node]);
+        check(&["edge"], &[Role::Node]);
+        check(&["edge-2"], &[]);
         check(&["SOC"], &[]);
         check(&["*"], &[]);
         check(&[], &[]);

@@ -1,4 +1,6 @@
 //! Refuses calls whose caller has no role, and says so to the audit log.
+//!
+//! A node's role opens no service that people call.
 
 use std::{
     convert::Infallible,
@@ -18,13 +20,14 @@ use tonic::{
 use super::caller::{Caller, Role};
 use crate::audit::{Audit, Call, Outcome};
 
-/// A service for callers with a role.
+/// A service for people with a role, or for nodes.
 #[derive(Clone)]
 pub(super) struct Guarded<S> {
     inner: S,
     audit: Audit,
     /// The service's calls, by name.
     methods: Arc<[String]>,
+    is_for_nodes: bool,
 }
 
 impl<S: NamedService> Guarded<S> {
@@ -42,6 +45,15 @@ impl<S: NamedService> Guarded<S> {
             inner,
             audit,
             methods: methods.map(|method| method.name().to_owned()).collect(),
+            is_for_nodes: false,
+        }
+    }
+
+    /// The same for nodes, and for nobody else.
+    pub(super) fn for_nodes(self) -> Self {
+        Self {
+            is_for_nodes: true,
+            ..self
         }
     }
 
@@ -76,7 +88,11 @@ where
             let status = Status::unauthenticated("who calls is not known");
             return Box::pin(async move { Ok(status.into_http()) });
         };
-        if !caller.roles.is_empty() {
+        if caller
+            .roles
+            .iter()
+            .any(|role| (*role == Role::Node) == self.is_for_nodes)
+        {
             return Box::pin(self.inner.call(request));
         }
         let (audit, caller) = (self.audit.clone(), caller.clone());

@@ -9,17 +9,19 @@ mod alerts;
 mod approvals;
 mod audit;
 pub mod caller;
+mod cluster;
 mod fanout;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod frames;
 mod guard;
+mod join;
 pub mod listener;
 mod pages;
 mod policies;
 mod process;
 mod profiles;
-pub mod publish;
+mod publish;
 mod rollbacks;
 pub mod server;
 mod service;
@@ -27,6 +29,7 @@ mod service;
 mod tests;
 pub mod tls;
 mod unix;
+pub mod upstream;
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,6 +45,8 @@ pub use account::Account;
 pub use address::Address;
 pub use approvals::{ApprovalCall, ApprovalCallError};
 pub use caller::Roles;
+pub use cluster::Members;
+pub use join::{Controller, Joiner, Member};
 pub use listener::{BindError, Listener, Security};
 pub use publish::Collector;
 pub use server::{ServeError, serve};
@@ -159,6 +164,11 @@ pub trait Node: Send + Sync + 'static {
     async fn status(&self) -> v1::Status;
 }
 
+/// What was asked for is known on nodes alone; FAILED_PRECONDITION.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this is the controller of the cluster; ask the daemon of the node, at its own address")]
+pub struct Elsewhere;
+
 /// What an image holds.
 pub struct ImageContents {
     /// Digest of the manifest that was meant.
@@ -212,6 +222,9 @@ pub enum PolicyCallError {
     /// The daemon stops; UNAVAILABLE.
     #[error("the daemon is stopping; ask it again once it has started")]
     Stopping,
+    /// The controller was asked; FAILED_PRECONDITION.
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
 }
 
 /// A call about profiles. Images are named by a reference or a digest.
@@ -271,6 +284,9 @@ pub enum ProfileError {
     /// The daemon stops; UNAVAILABLE.
     #[error("the daemon is stopping; ask it again once it has started")]
     Stopping,
+    /// The controller was asked; FAILED_PRECONDITION.
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
 }
 
 /// Why it cannot be said when a container was watched.
@@ -292,6 +308,9 @@ pub enum CoverageError {
     /// The daemon stops; UNAVAILABLE.
     #[error("the daemon is stopping; ask it again once it has started")]
     Stopping,
+    /// The controller was asked; FAILED_PRECONDITION.
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
 }
 
 /// Why a container cannot be compared with its image.
@@ -320,6 +339,9 @@ pub enum VerifyError {
     /// Another comparison runs; RESOURCE_EXHAUSTED.
     #[error("another container is being compared with its image; try again when that is done")]
     Busy,
+    /// The controller was asked; FAILED_PRECONDITION.
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
 }
 
 /// Why there are no contents.
@@ -352,4 +374,7 @@ pub enum ContentsError {
         /// Why, and what to do.
         reason: String,
     },
+    /// The controller was asked; FAILED_PRECONDITION.
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
 }

@@ -208,6 +208,7 @@ impl From<PolicyCallError> for Status {
             PolicyCallError::Full(_) => Self::resource_exhausted(message),
             PolicyCallError::Failed(_) => Self::internal(message),
             PolicyCallError::Stopping => Self::unavailable(message),
+            PolicyCallError::Elsewhere(_) => Self::failed_precondition(message),
         }
     }
 }

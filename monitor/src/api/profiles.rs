@@ -134,6 +134,7 @@ impl From<ProfileError> for Status {
             ProfileError::Refused(_) => Self::invalid_argument(message),
             ProfileError::Full(_) => Self::resource_exhausted(message),
             ProfileError::Stopping => Self::unavailable(message),
+            ProfileError::Elsewhere(_) => Self::failed_precondition(message),
         }
     }
 }

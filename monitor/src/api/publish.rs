@@ -1,18 +1,11 @@
 //! Alerts for a collector: the conversation of an alert stream, with a server that the node calls.
 
-use std::{
-    future::poll_fn,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
-use jiff::Timestamp;
 use monitor_api::{
     MESSAGE_BYTES_MAX,
     v1::{self, AlertsRequest, AlertsResponse, collector_server::SERVICE_NAME},
 };
-use serde::Deserialize;
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
@@ -22,131 +15,55 @@ use tonic::{
     codec::Codec as _,
     codegen::{Service as _, http},
     metadata::{BinaryMetadataValue, MetadataMap},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tonic_prost::ProstCodec;
-use tracing::{info, warn};
 
 use super::{
-    Account, Address, KEEPALIVE_INTERVAL, REQUEST_TIME_MAX, STREAM_AHEAD_MAX,
-    address::AddressError, alerts::AlertStream, fanout::Fanout, frames, server::stopped,
-    tls::read_file,
+    Account, REQUEST_TIME_MAX, STREAM_AHEAD_MAX,
+    alerts::AlertStream,
+    fanout::Fanout,
+    frames,
+    server::stopped,
+    upstream::{Pauses, Settings, Upstream, Words, described, shown},
 };
 use crate::{alerts::build::timestamp, audit::Who};
 
-/// How long is waited for a connection, TLS included.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-/// Pause after a call that ended or a first attempt that failed; it doubles with each that fails.
-const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Longest pause after an attempt that failed.
 const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// How long a collector has at the end to take what it was sent.
 const END_TIME_MAX: Duration = Duration::from_secs(2);
-/// A collector, as it is configured.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// `https://HOST:PORT`.
-    pub address: String,
-    /// Certificates of the authorities that the collector's is checked by, PEM. This and the other
-    /// files are read anew for each connection.
-    pub ca: PathBuf,
-    /// The node's certificate, PEM.
-    pub certificate: PathBuf,
-    /// The certificate's private key, PEM.
-    pub key: PathBuf,
-}
 
-/// A collector's address makes no sense.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// No address at all.
-    #[error(transparent)]
-    Address(#[from] AddressError),
-    /// Alerts leave the node by TLS alone.
-    #[error("address {0} is no https://HOST:PORT")]
-    Scheme(Address),
-}
+/// What the log says.
+const WORDS: Words = Words {
+    reached: "alerts are published",
+    failed: "alerts are not published",
+};
 
-impl Settings {
-    /// Whether it makes sense.
-    ///
-    /// # Errors
-    ///
-    /// What does not.
-    pub fn check(&self) -> Result<(), SettingsError> {
-        match self.address.parse()? {
-            Address::Https(_) => Ok(()),
-            other => Err(SettingsError::Scheme(other)),
-        }
-    }
-}
-
-/// A collector, who calls it, and what came of that.
+/// A collector, and who calls it.
 #[derive(Debug)]
 pub struct Collector {
-    settings: Settings,
+    upstream: Upstream,
     node: String,
-    state: Mutex<State>,
-}
-
-#[derive(Clone, Debug)]
-struct State {
-    connected: bool,
-    since: Timestamp,
-    failures: u64,
-    error: String,
 }
 
 impl Collector {
     /// Called by the node of this name.
     pub fn new(settings: &Settings, node: &str) -> Self {
         Self {
-            settings: settings.clone(),
+            upstream: Upstream::new(settings, WORDS),
             node: node.to_owned(),
-            state: Mutex::new(State {
-                connected: false,
-                since: Timestamp::now(),
-                failures: 0,
-                error: String::new(),
-            }),
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn connected(&self) {
-        info!(collector = self.settings.address, "alerts are published");
-        let mut state = self.state();
-        (state.connected, state.since) = (true, Timestamp::now());
-        state.error.clear();
-    }
-
-    fn failed(&self, error: String) {
-        let mut state = self.state();
-        if state.connected || state.failures == 0 {
-            warn!(
-                collector = self.settings.address,
-                error, "alerts are not published; trying again"
-            );
-            state.since = Timestamp::now();
-        }
-        state.connected = false;
-        state.failures += 1;
-        state.error = error;
     }
 
     /// How it stands.
     pub(super) fn status(&self) -> v1::status::Collector {
-        let state = self.state().clone();
+        let standing = self.upstream.standing();
         v1::status::Collector {
-            address: self.settings.address.clone(),
-            connected: state.connected,
-            since: Some(timestamp(state.since)),
-            failures: state.failures,
-            error: state.error,
+            address: self.upstream.address().to_owned(),
+            connected: standing.connected,
+            since: Some(timestamp(standing.since)),
+            failures: standing.failures,
+            error: standing.error,
         }
     }
 }
@@ -163,7 +80,7 @@ impl Publisher {
     /// Goes on until the daemon stops, and ends within [`END_TIME_MAX`] of what a stream is given
     /// then.
     pub(super) async fn run(mut self) {
-        let mut pause = RETRY_INTERVAL_MIN;
+        let mut pauses = Pauses::up_to(RETRY_INTERVAL_MAX);
         while !*self.shutdown.borrow() {
             let mut shutdown = self.shutdown.clone();
             let called = tokio::select! {
@@ -172,24 +89,23 @@ impl Publisher {
             };
             let ended = match called {
                 Ok((requests, pieces)) => {
-                    self.collector.connected();
-                    pause = RETRY_INTERVAL_MIN;
+                    self.collector.upstream.reached();
+                    pauses.begin_again();
                     self.converse(requests, pieces).await
                 }
                 Err(error) => error,
             };
-            self.collector.failed(ended);
+            self.collector.upstream.failed(ended);
             tokio::select! {
-                () = sleep(pause) => {}
+                () = sleep(pauses.next()) => {}
                 () = stopped(&mut self.shutdown) => return,
             }
-            pause = pause.saturating_mul(2).min(RETRY_INTERVAL_MAX);
         }
     }
 
     /// Connects and begins the call; gives both sides of it.
     async fn call(&self) -> Result<(Streaming<AlertsRequest>, Pieces), String> {
-        let mut channel = self.connect().await?;
+        let mut channel = self.collector.upstream.connect().await?;
         let (pieces, waiting) = mpsc::channel(STREAM_AHEAD_MAX);
         let mut request = http::Request::new(frames::request(waiting));
         *request.method_mut() = http::Method::POST;
@@ -227,39 +143,15 @@ impl Publisher {
         Ok((requests, pieces))
     }
 
-    async fn connect(&self) -> Result<Channel, String> {
-        let Settings {
-            address,
-            ca,
-            certificate,
-            key,
-        } = &self.collector.settings;
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(read_file(ca).map_err(described)?))
-            .identity(Identity::from_pem(
-                read_file(certificate).map_err(described)?,
-                read_file(key).map_err(described)?,
-            ));
-        let endpoint = Endpoint::from_shared(address.clone())
-            .map_err(described)?
-            .tls_config(tls)
-            .map_err(described)?
-            .connect_timeout(CONNECT_TIME_MAX)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_INTERVAL)
-            .keep_alive_while_idle(true);
-        endpoint.connect().await.map_err(described)
-    }
-
     /// Until either side ends it; gives the reason.
     async fn converse(&self, requests: Streaming<AlertsRequest>, responses: Pieces) -> String {
         let mut stream = AlertStream {
             log: self.account.log.clone(),
             audit: self.account.audit.clone(),
             who: Who {
-                name: format!("collector {}", self.collector.settings.address),
+                name: format!("collector {}", self.collector.upstream.address()),
                 roles: Vec::new(),
-                peer: self.collector.settings.address.clone(),
+                peer: self.collector.upstream.address().to_owned(),
             },
             fanout: Arc::clone(&self.fanout),
             requests,
@@ -286,14 +178,3 @@ impl Publisher {
 
 /// Whole frames that wait to be sent.
 type Pieces = mpsc::Sender<Result<bytes::Bytes, Status>>;
-
-/// With what lies below it, which tonic's own text leaves out.
-fn described(error: impl std::error::Error + Send + Sync + 'static) -> String {
-    let text = format!("{:#}", anyhow::Error::new(error));
-    text.chars().take(500).collect()
-}
-
-fn shown(status: &Status) -> String {
-    let text = format!("{:?}: {}", status.code(), status.message());
-    text.chars().take(500).collect()
-}

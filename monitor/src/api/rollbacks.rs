@@ -41,7 +41,12 @@ impl Rollbacks for RollbackService {
             || "the last approved image".to_owned(),
             |digest| digest.to_string(),
         );
-        let object = format!("container/{} to {to}", request.target);
+        let kind = if request.target.contains('/') {
+            ""
+        } else {
+            "container/"
+        };
+        let object = format!("{kind}{} to {to}", request.target);
         let reason = request.reason.clone();
         let ordered = self.0.node.rollback(Order::Plan(request), caller.who());
         let planned = within(ordered).await?;
@@ -126,6 +131,10 @@ impl RollbackService {
 
 fn read(request: PlanRollbackRequest) -> Result<respond::Request, Status> {
     check_length("target", &request.target, NAME_BYTES_MAX)?;
+    if request.container.len() > NAME_BYTES_MAX {
+        let problem = format!("container: give at most {NAME_BYTES_MAX} bytes");
+        return Err(Status::invalid_argument(problem));
+    }
     if request.reason.len() > REASON_BYTES_MAX {
         let problem = format!("reason: give at most {REASON_BYTES_MAX} bytes");
         return Err(Status::invalid_argument(problem));
@@ -150,6 +159,8 @@ fn read(request: PlanRollbackRequest) -> Result<respond::Request, Status> {
         to,
         on_failure,
         reason: request.reason,
+        allow_stateful: request.allow_stateful,
+        container: (!request.container.is_empty()).then_some(request.container),
     })
 }
 
@@ -157,10 +168,14 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.to_string();
         match refusal {
-            Refusal::NoContainer(_) | Refusal::NoPlan(_) => Self::not_found(message),
+            Refusal::NoContainer(_) | Refusal::NoPlan(_) | Refusal::NoWorkload(_) => {
+                Self::not_found(message)
+            }
             Refusal::Outdated(_) | Refusal::InFlight(_) => Self::aborted(message),
             Refusal::Limit(_) => Self::resource_exhausted(message),
-            Refusal::Containerd(_) | Refusal::Failed(_) => Self::internal(message),
+            Refusal::Containerd(_) | Refusal::Cluster(_) | Refusal::Failed(_) => {
+                Self::internal(message)
+            }
             Refusal::Stopping => Self::unavailable(message),
             Refusal::Ambiguous { .. }
             | Refusal::Supervised { .. }
@@ -177,6 +192,9 @@ impl From<Refusal> for Status {
             | Refusal::Platform { .. }
             | Refusal::NotUnpacked { .. }
             | Refusal::NoWayBack(_)
+            | Refusal::NoWayToStop
+            | Refusal::NothingWatched
+            | Refusal::Workload { .. }
             | Refusal::TooLate { .. } => Self::failed_precondition(message),
         }
     }
@@ -224,7 +242,7 @@ mod tests {
                 target: target.to_owned(),
                 to: to.to_owned(),
                 on_failure: on_failure.to_owned(),
-                reason: String::new(),
+                ..PlanRollbackRequest::default()
             };
             let is_read = read(request).is_ok();
             assert_eq!(is_read, expect, "{target:?} {to:?} {on_failure:?}");

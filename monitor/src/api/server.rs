@@ -12,6 +12,7 @@ use monitor_api::{
     FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX,
     v1::{
         approvals_server::{self, ApprovalsServer},
+        cluster_server::ClusterServer,
         monitor_server::{self, MonitorServer},
         policies_server::{self, PoliciesServer},
         profiles_server::{self, ProfilesServer},
@@ -37,6 +38,7 @@ use super::{
     account::Account,
     approvals::ApprovalService,
     caller::Caller,
+    cluster::ClusterService,
     fanout::Fanout,
     frames::Framed,
     guard::Guarded,
@@ -101,6 +103,17 @@ pub async fn serve(
     let rollbacks = RollbacksServer::new(RollbackService(Arc::clone(&account)))
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let rollbacks = Guarded::new(rollbacks, account.audit.clone());
+    let cluster = account.members.clone().map(|members| {
+        let service = ClusterServer::new(ClusterService {
+            members,
+            account: Arc::clone(&account),
+            shutdown: shutdown.clone(),
+        });
+        let service = service
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Guarded::new(service, account.audit.clone()).for_nodes()
+    });
     let reflection = reflection("grpc.reflection.v1.ServerReflection").build_v1()?;
     // Many clients still speak the older version.
     let reflection_alpha =
@@ -144,6 +157,7 @@ pub async fn serve(
         .add_service(policies)
         .add_service(approvals)
         .add_service(rollbacks)
+        .add_optional_service(cluster)
         .add_service(reflection)
         .add_service(reflection_alpha)
         .add_service(health)

@@ -270,6 +270,7 @@ impl From<CoverageError> for Status {
             CoverageError::NoContainer(_) => Self::not_found(message),
             CoverageError::Ambiguous { .. } => Self::failed_precondition(message),
             CoverageError::Stopping => Self::unavailable(message),
+            CoverageError::Elsewhere(_) => Self::failed_precondition(message),
         }
     }
 }
@@ -279,9 +280,9 @@ impl From<VerifyError> for Status {
         let message = error.to_string();
         match error {
             VerifyError::NoContainer(_) => Self::not_found(message),
-            VerifyError::Ambiguous { .. } | VerifyError::Impossible { .. } => {
-                Self::failed_precondition(message)
-            }
+            VerifyError::Ambiguous { .. }
+            | VerifyError::Impossible { .. }
+            | VerifyError::Elsewhere(_) => Self::failed_precondition(message),
             VerifyError::Busy => Self::resource_exhausted(message),
         }
     }
@@ -292,9 +293,9 @@ impl From<ContentsError> for Status {
         let message = error.to_string();
         match error {
             ContentsError::NoImage(_) | ContentsError::NoPath { .. } => Self::not_found(message),
-            ContentsError::Ambiguous { .. } | ContentsError::NotIndexed { .. } => {
-                Self::failed_precondition(message)
-            }
+            ContentsError::Ambiguous { .. }
+            | ContentsError::NotIndexed { .. }
+            | ContentsError::Elsewhere(_) => Self::failed_precondition(message),
         }
     }
 }

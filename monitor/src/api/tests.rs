@@ -27,6 +27,7 @@ use tonic_reflection::pb::v1::{
 };
 
 mod alerts;
+mod join;
 mod tls;
 
 use super::{fixture::Fixture, *};

@@ -70,6 +70,21 @@ impl Document {
         }
     }
 
+    /// Of a repository and what was said of its images.
+    ///
+    /// # Errors
+    ///
+    /// See [`DocumentError`].
+    pub fn of(repository: &str, statements: Vec<Statement>) -> Result<Self, DocumentError> {
+        let mut document = Self {
+            statements,
+            ..Self::new(repository)
+        };
+        document.check()?;
+        document.statements.sort_by_key(|it| (it.at, it.state));
+        Ok(document)
+    }
+
     /// Reads a document.
     ///
     /// # Errors
@@ -91,7 +106,7 @@ impl Document {
         yaml::write(self)
     }
 
-    fn check(&self) -> Result<(), DocumentError> {
+    pub(super) fn check(&self) -> Result<(), DocumentError> {
         let refused = |at: String, problem: String| Err(DocumentError::value(at, problem));
         yaml::check_header(&self.api_version, &self.kind, KIND)?;
         if let Err(problem) = check_repository(&self.repository) {

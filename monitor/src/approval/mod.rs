@@ -3,6 +3,7 @@
 //! A repository of which nothing was said is unmanaged. Of a managed one only what is approved may
 //! run. The newest statement about a digest counts; of two at the same time the revocation.
 
+pub mod cluster;
 pub mod document;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,19 @@ impl Standing<'_> {
             Self::Expired(_) => "expired",
             Self::Revoked(_) => "revoked",
             Self::Unapproved => "unapproved",
+        }
+    }
+
+    /// The name in the API of one statement about an image of this standing.
+    pub fn of_statement(self, statement: &Statement, now: Timestamp) -> &'static str {
+        match self {
+            _ if statement.at > now => "later",
+            Self::Approved(newest) | Self::Expired(newest) | Self::Revoked(newest)
+                if newest != statement =>
+            {
+                "replaced"
+            }
+            standing => standing.name(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use monitor::{agent, config::Config, doctor, provenance::Provenance};
+use monitor::{agent, config::Config, controller, doctor, provenance::Provenance};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 /// Checks that what containers do follows from the image they came from.
@@ -22,6 +22,9 @@ struct Command {
 enum Action {
     /// Watch the containers of this node until SIGTERM.
     Run(Run),
+    /// Act for a cluster until SIGTERM: roll workloads back when told to, keep its approvals, and hear
+    /// from the nodes what runs. Of several one acts, by a Lease.
+    Controller(Controller),
     /// Say what this node lets monitord see and what not, each with its reason; status 1 if it
     /// cannot watch.
     Doctor(Doctor),
@@ -69,6 +72,25 @@ struct Run {
     /// Directory on a bpffs where hooks are kept until monitord is started again.
     #[arg(long, value_name = "DIR")]
     pin_directory: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Log level: RUST_LOG=debug")]
+struct Controller {
+    /// Configuration file, TOML.
+    #[arg(long, env = "MONITORD_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+impl Controller {
+    fn run(self) -> anyhow::Result<()> {
+        let config = self.config.as_deref();
+        let config = config.map_or_else(
+            || Ok(controller::Config::default()),
+            controller::Config::read,
+        );
+        controller::run(config?)
+    }
 }
 
 #[derive(Args)]
@@ -155,11 +177,15 @@ impl Run {
 
 fn main() -> ExitCode {
     let command = Command::parse();
-    let is_run = matches!(command.action, Action::Run(_));
+    let is_run = matches!(command.action, Action::Run(_) | Action::Controller(_));
     let done = match command.action {
         Action::Run(run) => {
             log_to_stderr();
             run.config().and_then(agent::run).map(|()| true)
+        }
+        Action::Controller(controller) => {
+            log_to_stderr();
+            controller.run().map(|()| true)
         }
         Action::Doctor(doctor) => doctor.run(),
         Action::Unpin(unpin) => unpin.run().map(|()| true),

@@ -78,6 +78,8 @@ async fn plan(
         to: aims.to.map(|to| to.to_string()).unwrap_or_default(),
         on_failure: aims.on_failure.name().to_owned(),
         reason: aims.reason.unwrap_or_default(),
+        allow_stateful: aims.allow_stateful,
+        container: aims.container.unwrap_or_default(),
     };
     let planned = client.plan_rollback(request).await.map_err(refused)?;
     let missing = || Failure::Failed("the daemon sent no plan".to_owned());
@@ -136,22 +138,14 @@ async fn list(client: &mut Client, output: &mut Output<'_>) -> Result<(), Failur
         return Ok(());
     }
     let header = [
-        "ID",
-        "STATE",
-        "STEP",
-        "CONTAINER",
-        "FROM",
-        "TO",
-        "BEGAN",
-        "BY",
-        "REASON",
+        "ID", "STATE", "STEP", "TARGET", "FROM", "TO", "BEGAN", "BY", "REASON",
     ];
     let row = |order: &Rollback| {
         vec![
             order.id.clone(),
             order.state.clone(),
             step(order),
-            format!("{}/{}", order.runtime_namespace, order.container),
+            subject(order),
             or_dash(&short(&order.from_digest)).to_owned(),
             short(&order.to_digest),
             time(order.began_at.as_ref()),
@@ -160,6 +154,19 @@ async fn list(client: &mut Client, output: &mut Output<'_>) -> Result<(), Failur
         ]
     };
     Ok(output.table(&header, all.iter().map(row).collect())?)
+}
+
+/// What is rolled back.
+fn subject(order: &Rollback) -> String {
+    match &order.workload {
+        Some(workload) => format!(
+            "{}/{}/{}",
+            workload.kind.to_lowercase(),
+            workload.namespace,
+            workload.name
+        ),
+        None => format!("{}/{}", order.runtime_namespace, order.container),
+    }
 }
 
 /// The step that is made, and how far a pull has come.
@@ -176,12 +183,11 @@ fn show(order: &Rollback, output: &mut Output<'_>) -> Result<(), Failure> {
     if output.is_json() {
         return Ok(output.json(&json::rollback(order))?);
     }
-    let container = format!("{}/{}", order.runtime_namespace, order.container);
     let to = format!("{} ({})", order.to_digest, order.to_reference);
     let mut facts = vec![
         ("plan", order.id.clone()),
         ("state", order.state.clone()),
-        ("container", container),
+        ("target", subject(order)),
         ("containers", order.containers.to_string()),
         ("version", order.resource_version.clone()),
         ("from", or_dash(&order.from_digest).to_owned()),

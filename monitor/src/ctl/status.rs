@@ -101,6 +101,9 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         }
         facts.push(("collector", fact));
     }
+    if let Some(controller) = &status.controller {
+        facts.push(("controller", controller_fact(controller)));
+    }
     if let Some(registry) = &status.registry {
         let mut fact = format!(
             "{} layers ({} KiB) read from registries, {} images being read, {} failed",
@@ -144,13 +147,17 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         }
         facts.push(("approvals", fact));
     }
-    let mut rollbacks: Vec<_> = status.rollbacks.iter().filter(|it| *it.1 > 0).collect();
-    if !rollbacks.is_empty() {
-        rollbacks.sort_unstable();
-        let counts = rollbacks
-            .into_iter()
-            .map(|(state, count)| format!("{count} {state}"));
-        facts.push(("rollbacks", counts.collect::<Vec<_>>().join(", ")));
+    for (name, counts) in [
+        ("rollbacks", &status.rollbacks),
+        ("responses", &status.responses),
+    ] {
+        let mut counts: Vec<_> = counts.iter().filter(|it| *it.1 > 0).collect();
+        if !counts.is_empty() {
+            counts.sort_unstable();
+            let counts = counts.into_iter();
+            let counts = counts.map(|(state, count)| format!("{count} {state}"));
+            facts.push((name, counts.collect::<Vec<_>>().join(", ")));
+        }
     }
     if let Some(coverage) = &status.coverage {
         facts.push(("gaps", coverage.gaps.to_string()));
@@ -268,6 +275,33 @@ fn self_check_fact(check: &SelfCheck) -> String {
     }
     if !check.error.is_empty() {
         fact = format!("{fact}: {}", check.error);
+    }
+    fact
+}
+
+fn controller_fact(controller: &status::Controller) -> String {
+    let state = if controller.connected {
+        "is joined"
+    } else {
+        "is not reached"
+    };
+    let heard = controller.heard_at.as_ref();
+    let heard = heard.map_or("never".to_owned(), |at| time(Some(at)));
+    let mut fact = format!(
+        "{} {state}, heard {heard}, {} reports, {} failures, {} incidents waiting, {} lost",
+        controller.address,
+        controller.reports,
+        controller.failures,
+        controller.incidents,
+        controller.incidents_lost
+    );
+    if controller.left_out > 0 {
+        fact = format!("{fact}, {} containers left out", controller.left_out);
+    }
+    for error in [&controller.error, &controller.approvals_error] {
+        if !error.is_empty() {
+            fact = format!("{fact}: {error}");
+        }
     }
     fact
 }

@@ -144,7 +144,7 @@ async fn rollbacks_are_told_safely() {
         "\"id\":\"01J\"",
     )
     .await;
-    check(&["rollback", "status"], "CONTAINER").await;
+    check(&["rollback", "status"], "TARGET").await;
 }
 
 #[tokio::test]

@@ -557,6 +557,13 @@ pub(super) const METRICS: &[Metric] = &[
         |facts| sorted(&facts.status.rollbacks),
     ),
     counter(
+        "monitor_responses_total",
+        "alerts",
+        &["outcome"],
+        "alerts whose rules ask for a response: proposed, applied, refused, told, repeated, lost",
+        |facts| sorted(&facts.status.responses),
+    ),
+    counter(
         "monitor_policy_refused_total",
         "times",
         &[],
@@ -580,6 +587,77 @@ pub(super) const METRICS: &[Metric] = &[
         &[],
         "calls of the collector that failed or ended, but for the daemon's end",
         |facts| of(&facts.status.collector, |collector| collector.failures),
+    ),
+    gauge(
+        "monitor_controller_connected",
+        "",
+        &[],
+        "1 while the conversation with the cluster's controller is open",
+        |facts| {
+            of(&facts.status.controller, |controller| {
+                u64::from(controller.connected)
+            })
+        },
+    ),
+    counter(
+        "monitor_controller_failures_total",
+        "calls",
+        &[],
+        "calls of the controller that failed or ended, but for the daemon's end",
+        |facts| of(&facts.status.controller, |controller| controller.failures),
+    ),
+    gauge(
+        "monitor_controller_heard_seconds",
+        "seconds",
+        &[],
+        "when the controller last said anything, since 1970",
+        |facts| {
+            let controller = facts.status.controller.as_ref();
+            seconds(controller.and_then(|controller| controller.heard_at.as_ref()))
+        },
+    ),
+    counter(
+        "monitor_controller_reports_total",
+        "reports",
+        &[],
+        "reports of running containers that were sent to the controller whole",
+        |facts| of(&facts.status.controller, |controller| controller.reports),
+    ),
+    gauge(
+        "monitor_controller_left_out",
+        "containers",
+        &[],
+        "running containers that the last report left out because there were too many",
+        |facts| of(&facts.status.controller, |controller| controller.left_out),
+    ),
+    counter(
+        "monitor_controller_approvals_refused_total",
+        "sets",
+        &[],
+        "sets of the cluster's approvals that were refused; the one before stays in force",
+        |facts| {
+            of(&facts.status.controller, |controller| {
+                controller.approvals_refused
+            })
+        },
+    ),
+    gauge(
+        "monitor_controller_incidents",
+        "incidents",
+        &[],
+        "incidents that wait until the controller takes them",
+        |facts| of(&facts.status.controller, |controller| controller.incidents),
+    ),
+    counter(
+        "monitor_controller_incidents_lost_total",
+        "incidents",
+        &[],
+        "incidents that made room for newer ones before the controller took them",
+        |facts| {
+            of(&facts.status.controller, |controller| {
+                controller.incidents_lost
+            })
+        },
     ),
     counter(
         "monitor_alerts_total",

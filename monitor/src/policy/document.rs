@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     detect::{Kind, Severity},
+    respond::Automatic,
     yaml::{self, API_VERSION, DocumentError},
 };
 
@@ -57,6 +58,9 @@ pub struct Rule {
     /// What a finding that is added says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// What is done about it beside telling, as far as the configuration allows it.
+    #[serde(default, skip_serializing_if = "Automatic::is_off")]
+    pub respond: Automatic,
 }
 
 /// What a rule looks at.

@@ -19,6 +19,7 @@ use crate::{
     containers::Container,
     detect::Severity,
     expression::{Expression, ExpressionError},
+    respond::Automatic,
 };
 
 /// Policies in force; more are refused.
@@ -258,6 +259,12 @@ impl Policies {
     /// Rules, in their order.
     pub fn rules(&self) -> &[InForce<Rule>] {
         &self.rules
+    }
+
+    /// What the rule with this id asks for beside telling.
+    pub fn respond(&self, id: &str) -> Automatic {
+        let rule = self.rules.iter().find(|rule| rule.id == id);
+        rule.map_or(Automatic::Off, |rule| rule.written.respond)
     }
 
     /// Exceptions, in their order.

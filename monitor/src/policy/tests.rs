@@ -33,6 +33,16 @@ fn a_document_is_taken_whole_or_refused_with_its_place() {
     let whole = "    on: exec\n    severity: low\n    message: m\n";
     check("", Ok(0));
     check(&rule(whole), Ok(1));
+    let responds = |word: &str| rule(&format!("{whole}    respond: {word}\n"));
+    check(&responds("propose"), Ok(1));
+    check(&responds("auto"), Ok(1));
+    check(&responds("off"), Ok(1));
+    check(&responds("kill"), Err(&["line 9", "propose"]));
+    check(&responds("[auto]"), Err(&["line 9"]));
+    check(
+        &rule("    on: finding\n    severity: low\n    respond: auto\n"),
+        Ok(1),
+    );
     check("rule: []", Err(&["line 4", "rules", "exceptions"]));
     check(
         &rule(&whole.replace("low", "lower")),
@@ -95,6 +105,22 @@ fn a_document_is_taken_whole_or_refused_with_its_place() {
         &format!("rules:\n{many}"),
         Err(&["257 rules", "at most 256"]),
     );
+}
+
+#[test]
+fn a_rule_says_what_is_done_about_it() {
+    let rules = ["a", "b\n    respond: propose", "c\n    respond: auto"];
+    let rules = rules.map(|rule| format!("  - on: finding\n    severity: low\n    name: {rule}\n"));
+    let document = document(&format!("rules:\n{}", rules.concat())).unwrap();
+    let written = Document::parse(&document.to_yaml().unwrap());
+    assert_eq!(written.as_ref(), Ok(&document));
+    let policies = Policies::new(&[document]).unwrap();
+    let check = |id: &str, expect: Automatic| assert_eq!(policies.respond(id), expect, "{id}");
+    check("p.a", Automatic::Off);
+    check("p.b", Automatic::Propose);
+    check("p.c", Automatic::Auto);
+    check("p.d", Automatic::Off);
+    check("a", Automatic::Off);
 }
 
 #[test]

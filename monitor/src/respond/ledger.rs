@@ -6,11 +6,13 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use super::{
+    automatic::Automatic,
     order::{Planned, Refusal},
-    plan::{Plan, Times},
-    progress::State,
-    record::{ORDERS_MAX, Record},
+    plan::Times,
 };
+
+/// Orders that are kept; of more the one that ended first goes.
+pub const ORDERS_MAX: usize = 64;
 
 /// Plans that are kept; of more the oldest goes.
 pub const PLANS_MAX: usize = 64;
@@ -32,6 +34,8 @@ pub struct Settings {
     pub per_hour: u32,
     /// Seconds after the end of an order in which its container has no other; at most 86400.
     pub cool_down_seconds: u32,
+    /// How far responses may go that rules of policies ask for.
+    pub automatic: Automatic,
 }
 
 impl Default for Settings {
@@ -41,6 +45,7 @@ impl Default for Settings {
             watch_seconds: 2,
             per_hour: 10,
             cool_down_seconds: 30,
+            automatic: Automatic::Off,
         }
     }
 }
@@ -77,6 +82,15 @@ impl Settings {
             .map(|(key, value, _, allowed)| (key, value, allowed))
     }
 
+    /// How often orders may begin.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            section: "respond",
+            per_hour: self.per_hour,
+            cool_down_seconds: self.cool_down_seconds,
+        }
+    }
+
     /// How long is waited.
     pub fn times(&self) -> Times {
         Times {
@@ -86,19 +100,53 @@ impl Settings {
     }
 }
 
-/// Plans and orders.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    plans: BTreeMap<String, Planned>,
-    orders: BTreeMap<String, Record>,
+/// How often orders may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The section of the configuration where the rest is set.
+    pub section: &'static str,
+    /// Orders that may begin within an hour.
+    pub per_hour: u32,
+    /// Seconds after the end of an order in which there is no other of the same.
+    pub cool_down_seconds: u32,
 }
 
-impl Ledger {
+/// What a plan would change.
+pub trait Subject {
+    /// Its name, by which there is one order of it at a time.
+    fn subject(&self) -> String;
+}
+
+/// An order, as far as others depend on it.
+pub trait Kept: Clone {
+    /// What it carries out.
+    type Plan: Subject;
+
+    /// Its id.
+    fn id(&self) -> &str;
+    /// What it carries out.
+    fn plan(&self) -> &Self::Plan;
+    /// It is under way.
+    fn is_running(&self) -> bool;
+    /// When it began.
+    fn began_at(&self) -> Timestamp;
+    /// When it ended.
+    fn ended_at(&self) -> Option<Timestamp>;
+}
+
+/// Plans and orders.
+#[derive(Debug)]
+pub struct Ledger<R: Kept> {
+    plans: BTreeMap<String, Planned<R::Plan>>,
+    orders: BTreeMap<String, R>,
+}
+
+impl<R: Kept> Ledger<R> {
     /// Of orders that were kept.
-    pub fn new(records: Vec<Record>) -> Self {
+    pub fn new(records: Vec<R>) -> Self {
         let orders = records
             .into_iter()
-            .map(|record| (record.id.clone(), record));
+            .map(|record| (record.id().to_owned(), record));
         Self {
             plans: BTreeMap::new(),
             orders: orders.collect(),
@@ -106,18 +154,18 @@ impl Ledger {
     }
 
     /// Every order, oldest first.
-    pub fn orders(&self) -> impl Iterator<Item = &Record> {
+    pub fn orders(&self) -> impl Iterator<Item = &R> {
         self.orders.values()
     }
 
     /// Every plan that is kept at `now`, oldest first.
-    pub fn plans(&self, now: Timestamp) -> impl Iterator<Item = (&String, &Planned)> {
-        let is_kept = move |(_, planned): &(&String, &Planned)| !has_expired(planned, now);
+    pub fn plans(&self, now: Timestamp) -> impl Iterator<Item = (&String, &Planned<R::Plan>)> {
+        let is_kept = move |(_, planned): &(&String, &Planned<R::Plan>)| !has_expired(planned, now);
         self.plans.iter().filter(is_kept)
     }
 
     /// Keeps a plan. At [`PLANS_MAX`] the oldest goes.
-    pub fn add_plan(&mut self, id: String, planned: Planned) {
+    pub fn add_plan(&mut self, id: String, planned: Planned<R::Plan>) {
         let now = planned.at;
         self.plans.retain(|_, planned| !has_expired(planned, now));
         if self.plans.len() >= PLANS_MAX {
@@ -127,33 +175,33 @@ impl Ledger {
     }
 
     /// A plan that is kept at `now`.
-    pub fn plan(&self, id: &str, now: Timestamp) -> Option<&Planned> {
+    pub fn plan(&self, id: &str, now: Timestamp) -> Option<&Planned<R::Plan>> {
         let found = self.plans.get(id);
         found.filter(|planned| !has_expired(planned, now))
     }
 
     /// Forgets a plan.
-    pub fn remove_plan(&mut self, id: &str) -> Option<Planned> {
+    pub fn remove_plan(&mut self, id: &str) -> Option<Planned<R::Plan>> {
         self.plans.remove(id)
     }
 
     /// An order.
-    pub fn order(&self, id: &str) -> Option<&Record> {
+    pub fn order(&self, id: &str) -> Option<&R> {
         self.orders.get(id)
     }
 
     /// Changes an order, and gives what that says; `None` if there is no such order.
-    pub fn change<T>(&mut self, id: &str, change: impl FnOnce(&mut Record) -> T) -> Option<T> {
+    pub fn change<T>(&mut self, id: &str, change: impl FnOnce(&mut R) -> T) -> Option<T> {
         self.orders.get_mut(id).map(change)
     }
 
     /// An order is like this now. Gives the ids of orders that made room.
-    pub fn keep(&mut self, record: Record) -> Vec<String> {
-        self.orders.insert(record.id.clone(), record);
+    pub fn keep(&mut self, record: R) -> Vec<String> {
+        self.orders.insert(record.id().to_owned(), record);
         let mut gone = Vec::new();
         while self.orders.len() > ORDERS_MAX {
-            let ended = |record: &&Record| record.state != State::Running;
-            let Some(id) = self.orders.values().find(ended).map(|it| it.id.clone()) else {
+            let ended = |record: &&R| !record.is_running();
+            let Some(id) = (self.orders.values().find(ended)).map(|it| it.id().to_owned()) else {
                 break;
             };
             self.orders.remove(&id);
@@ -169,17 +217,16 @@ impl Ledger {
     /// [`Refusal::InFlight`] or [`Refusal::Limit`].
     pub fn may_begin(
         &self,
-        plan: &Plan,
-        settings: &Settings,
+        plan: &R::Plan,
+        limits: &Limits,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        let is_running = |record: &&Record| record.state == State::Running;
-        let is_same = |record: &&Record| {
-            record.plan.namespace == plan.namespace && record.plan.container == plan.container
-        };
+        let subject = plan.subject();
+        let is_running = |record: &&R| record.is_running();
+        let is_same = |record: &&R| record.plan().subject() == subject;
         let running = self.orders.values().filter(is_running);
         if let Some(other) = running.clone().find(is_same) {
-            return Err(Refusal::InFlight(other.id.clone()));
+            return Err(Refusal::InFlight(other.id().to_owned()));
         }
         if running.count() >= IN_FLIGHT_MAX {
             return Err(Refusal::Limit(format!(
@@ -187,28 +234,29 @@ impl Ledger {
             )));
         }
         let ended = self.orders.values().filter(is_same);
-        let last = ended.filter_map(|record| record.ended_at).max();
+        let last = ended.filter_map(|record| record.ended_at()).max();
         if let Some(last) = last {
-            let left = i64::from(settings.cool_down_seconds) - seconds(last, now);
+            let left = i64::from(limits.cool_down_seconds) - seconds(last, now);
             if left > 0 {
                 return Err(Refusal::Limit(format!(
-                    "an order of container {} ended only just; try again in {left} s (respond.cool_down_seconds)",
-                    plan.container
+                    "an order of {subject} ended only just; try again in {left} s ({}.cool_down_seconds)",
+                    limits.section
                 )));
             }
         }
-        let is_recent = |record: &&Record| seconds(record.began_at, now) < HOUR_SECONDS;
+        let is_recent = |record: &&R| seconds(record.began_at(), now) < HOUR_SECONDS;
         let recent = self.orders.values().filter(is_recent).count();
-        if u32::try_from(recent).unwrap_or(u32::MAX) >= settings.per_hour {
+        if u32::try_from(recent).unwrap_or(u32::MAX) >= limits.per_hour {
             return Err(Refusal::Limit(format!(
-                "{recent} orders began within the hour, which is the limit (respond.per_hour)"
+                "{recent} orders began within the hour, which is the limit ({}.per_hour)",
+                limits.section
             )));
         }
         Ok(())
     }
 }
 
-fn has_expired(planned: &Planned, now: Timestamp) -> bool {
+fn has_expired<P>(planned: &Planned<P>, now: Timestamp) -> bool {
     seconds(planned.at, now) >= PLAN_SECONDS_MAX
 }
 

@@ -3,6 +3,7 @@
 //! [`plan`] says what would be done, [`progress`] which step follows which, [`execute`] makes them at
 //! containerd, and [`record`] keeps each order so that a daemon that comes later goes on with it.
 
+pub mod automatic;
 pub mod documents;
 pub mod execute;
 pub mod history;
@@ -31,19 +32,19 @@ use monitor_api::v1;
 use ulid::Ulid;
 
 pub use self::{
+    automatic::{Automatic, Cause, Pace},
     documents::{Documents, Reader},
     history::Seen,
-    ledger::Settings,
-    order::{OnFailure, Order, REASON_BYTES_MAX, Refusal, Request},
+    ledger::{Kept, Ledger, Limits, Settings, Subject},
+    order::{By, OnFailure, Order, Planned, REASON_BYTES_MAX, Refusal, Request},
     plan::{Facts, Held, Pull, Signature, Supply, target},
+    progress::State,
     supervisor::refuse_workload,
 };
 use self::{
     execute::Means,
-    history::{History, Kept},
-    ledger::Ledger,
-    order::{By, Planned},
-    progress::{Next, State},
+    history::History,
+    progress::Next,
     record::{Record, Store},
 };
 use crate::{
@@ -92,8 +93,8 @@ pub struct Responder<S> {
     settings: Settings,
     outlet: Outlet,
     store: Store,
-    kept: Kept,
-    ledger: Mutex<Ledger>,
+    kept: history::Kept,
+    ledger: Mutex<Ledger<Record>>,
     history: Mutex<History>,
     saving: tokio::sync::Mutex<()>,
 }
@@ -102,7 +103,7 @@ pub struct Responder<S> {
 pub struct Opened {
     store: Store,
     records: Vec<Record>,
-    kept: Kept,
+    kept: history::Kept,
     history: History,
 }
 
@@ -113,7 +114,7 @@ pub struct Opened {
 /// The system's, if there can be no directory.
 pub fn open(directory: &Path) -> io::Result<Opened> {
     let (store, records) = Store::open(directory.join("orders"))?;
-    let (kept, history) = Kept::open(directory.join("ran.json"));
+    let (kept, history) = history::Kept::open(directory.join("ran.json"));
     Ok(Opened {
         store,
         records,
@@ -223,7 +224,7 @@ impl<S: Source> Responder<S> {
     async fn apply(self: Arc<Self>, id: String, by: By) -> Result<v1::Rollback, Refusal> {
         let planned = self.planned(&id)?;
         self.ledger()
-            .may_begin(&planned.plan, &self.settings, Timestamp::now())?;
+            .may_begin(&planned.plan, &self.settings.limits(), Timestamp::now())?;
         let plan = self.made(&planned.request).await?;
         if plan != planned.plan {
             return Err(Refusal::Outdated(difference(&planned.plan, &plan)));
@@ -233,7 +234,7 @@ impl<S: Source> Responder<S> {
         let gone = {
             let mut ledger = self.ledger();
             // Another one may have begun meanwhile.
-            ledger.may_begin(&record.plan, &self.settings, now)?;
+            ledger.may_begin(&record.plan, &self.settings.limits(), now)?;
             ledger.remove_plan(&id);
             ledger.keep(record.clone())
         };
@@ -285,7 +286,7 @@ impl<S: Source> Responder<S> {
         Ok(view::order(&record))
     }
 
-    fn planned(&self, id: &str) -> Result<Planned, Refusal> {
+    fn planned(&self, id: &str) -> Result<Planned<plan::Plan>, Refusal> {
         let ledger = self.ledger();
         if let Some(record) = ledger.order(id) {
             return Err(if record.state == State::Running {
@@ -463,7 +464,7 @@ impl<S: Source> Responder<S> {
         })
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    fn ledger(&self) -> MutexGuard<'_, Ledger<Record>> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{plan::Plan, spec::SpecError};
+use super::spec::SpecError;
 use crate::{audit::Who, containerd::ContainerdError, digest::Digest};
 
 /// Bytes of the reason of an order.
@@ -37,6 +37,10 @@ pub struct Request {
     pub on_failure: OnFailure,
     /// Why; at most [`REASON_BYTES_MAX`].
     pub reason: String,
+    /// Also a StatefulSet.
+    pub allow_stateful: bool,
+    /// Which container of a workload's pods; the only one if left out.
+    pub container: Option<String>,
 }
 
 /// What becomes of a rollback whose new container does not run.
@@ -242,6 +246,32 @@ pub enum Refusal {
         /// Its repository.
         repository: String,
     },
+    /// A workload cannot be rolled back.
+    #[error("{workload} is not rolled back: {reason}")]
+    Workload {
+        /// Which.
+        workload: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// There is no such workload.
+    #[error(
+        "the cluster has no {0}; give KIND/NAMESPACE/NAME with deployment, daemonset, statefulset, cronjob or pod"
+    )]
+    NoWorkload(String),
+    /// The API server did not answer a question.
+    #[error("{0}")]
+    Cluster(String),
+    /// There is no number of pods that could be made 0.
+    #[error(
+        "--on-failure stop: a DaemonSet cannot be stopped but by deleting it; give hold or undo"
+    )]
+    NoWayToStop,
+    /// An order about it ends with the change.
+    #[error(
+        "a CronJob is changed for what it runs from then on, of which nothing is watched: --on-failure can only be hold"
+    )]
+    NothingWatched,
     /// What runs must not be started again.
     #[error("--on-failure undo would start again what {0}; give hold or stop")]
     NoWayBack(&'static str),
@@ -282,9 +312,9 @@ impl Refusal {
 
 /// A plan that was made, and by whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Planned {
+pub struct Planned<P> {
     /// What is to be done.
-    pub plan: Plan,
+    pub plan: P,
     /// What was asked for.
     pub request: Request,
     /// Who asked.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    ledger::Subject,
     order::{OnFailure, Refusal, Request},
     progress::Step,
     spec::{self, SpecError},
@@ -158,6 +159,12 @@ pub struct Plan {
     pub reason: String,
     /// What people should know.
     pub notes: Vec<String>,
+}
+
+impl Subject for Plan {
+    fn subject(&self) -> String {
+        format!("container {} in {}", self.container, self.namespace)
+    }
 }
 
 /// The image to roll back to: approved, and of the container's repository.

@@ -9,14 +9,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
+    ledger::{Kept, ORDERS_MAX},
     order::By,
     plan::Plan,
     progress::{State, Step},
 };
 use crate::files;
 
-/// Orders that are kept; of more the one that ended first goes.
-pub const ORDERS_MAX: usize = 64;
 /// Bytes of the file of an order; most of it is a container's OCI spec.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Files that are read at the start.
@@ -90,6 +89,30 @@ impl Record {
         }
         self.begun.retain(|(begun, _)| *begun != step);
         self.begun.push((step, now));
+    }
+}
+
+impl Kept for Record {
+    type Plan = Plan;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
+    fn began_at(&self) -> Timestamp {
+        self.began_at
+    }
+
+    fn ended_at(&self) -> Option<Timestamp> {
+        self.ended_at
     }
 }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    ledger::{IN_FLIGHT_MAX, Ledger, PLAN_SECONDS_MAX, PLANS_MAX, Settings},
+    ledger::{IN_FLIGHT_MAX, Ledger, ORDERS_MAX, PLAN_SECONDS_MAX, PLANS_MAX, Settings},
     order::{By, OnFailure, Planned, Request},
     plan::{Facts, Held, Plan, Pull, Signature, Supply, Times, plan},
     progress::State,
-    record::{ORDERS_MAX, Record, Store},
+    record::{Record, Store},
 };
 use crate::{
     approval::{Approvals, Document, State as Said, Statement},
@@ -116,6 +116,8 @@ fn request(to: Option<&str>) -> Request {
         to: to.map(digest),
         on_failure: OnFailure::Hold,
         reason: "test".to_owned(),
+        allow_stateful: false,
+        container: None,
     }
 }
 
@@ -313,7 +315,7 @@ fn orders_are_bounded() {
     };
     let check = |records: Vec<Record>, now: i64, words: &str| {
         let ledger = Ledger::new(records);
-        let said = match ledger.may_begin(&a_plan("web"), &settings, at(now)) {
+        let said = match ledger.may_begin(&a_plan("web"), &settings.limits(), at(now)) {
             Ok(()) => "may begin".to_owned(),
             Err(refusal) => refusal.to_string(),
         };
@@ -340,7 +342,7 @@ fn orders_are_bounded() {
 
 #[test]
 fn plans_and_orders_that_are_kept_are_bounded() {
-    let mut ledger = Ledger::default();
+    let mut ledger: Ledger<Record> = Ledger::new(Vec::new());
     let planned = |second| Planned {
         plan: a_plan("web"),
         request: request(None),

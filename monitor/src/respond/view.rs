@@ -13,7 +13,7 @@ use super::{
 use crate::alerts::{build::timestamp, rollback::Rollback};
 
 /// A plan as the API tells it.
-pub(super) fn plan(id: &str, planned: &Planned) -> v1::Rollback {
+pub(super) fn plan(id: &str, planned: &Planned<Plan>) -> v1::Rollback {
     v1::Rollback {
         state: "planned".to_owned(),
         by: planned.by.name.clone(),

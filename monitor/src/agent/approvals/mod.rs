@@ -1,6 +1,7 @@
-//! The owner's part for approvals: what is said of images, from the API and from a folder, and which
-//! running containers it is said against.
+//! The owner's part for approvals: what is said of images, from the API, from a folder and from the
+//! cluster's controller, and which running containers it is said against.
 
+mod cluster;
 mod known;
 
 use std::{
@@ -14,7 +15,8 @@ use jiff::Timestamp;
 use monitor_api::v1;
 use tokio::sync::{oneshot, watch};
 
-use self::known::Known;
+pub(super) use self::cluster::file as cluster_file;
+use self::{cluster::Cluster, known::Known};
 use super::{
     node::NodeView,
     owner::Owner,
@@ -42,6 +44,8 @@ use crate::{
 const FOLDER_INTERVAL: Duration = Duration::from_secs(1);
 /// Where statements that the API made are kept.
 const API: &str = "api";
+/// The same of those that the cluster's controller told.
+const CLUSTER: &str = "cluster";
 
 /// Documents, each with the file it is from.
 pub(super) type Found = Result<Vec<(String, Document)>, String>;
@@ -58,6 +62,8 @@ pub(super) struct State {
     documents: Vec<(String, Document)>,
     /// Why that is not in force as it is now.
     error: Option<String>,
+    /// What the controller told, on a node of a cluster.
+    cluster: Option<Cluster>,
     references: watch::Receiver<Arc<[Reference]>>,
     /// What was said of each running container.
     told: HashMap<Creation, HashSet<(Kind, String)>>,
@@ -68,7 +74,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Reads what was said. Blocks.
+    /// Reads what was said; `controller` is the address of the cluster's. Blocks.
     ///
     /// # Errors
     ///
@@ -76,6 +82,7 @@ impl State {
     pub(super) fn open(
         state: &Path,
         settings: config::Approval,
+        controller: Option<&str>,
         references: watch::Receiver<Arc<[Reference]>>,
     ) -> Result<Self, String> {
         let directory = state.join("approvals");
@@ -86,6 +93,7 @@ impl State {
         let own = own.map(|(_, document)| (document.repository.clone(), document));
         let mut folder = Folder::new(settings.directory.clone());
         let documents = read(&mut folder).unwrap_or_else(|| Ok(Vec::new()))?;
+        let cluster = controller.map(|address| Cluster::open(state, address));
         let mut state = Self {
             settings,
             in_force: Approvals::default(),
@@ -94,18 +102,37 @@ impl State {
             folder,
             documents,
             error: None,
+            cluster,
             references,
             told: HashMap::new(),
             is_due: true,
             changes_at: None,
         };
-        state.in_force = state.combined().map_err(|error| error.to_string())?;
+        let mut combined = state.combined();
+        if let (Err(error), Some(cluster)) = (&combined, &mut state.cluster) {
+            // What people said on this node comes before what can be told again.
+            cluster.refuse(&error.to_string());
+            combined = state.combined();
+        }
+        state.in_force = combined.map_err(|error| error.to_string())?;
         Ok(state)
     }
 
     fn combined(&self) -> Result<Approvals, FullError> {
         let documents = self.documents.iter().map(|(_, document)| document);
-        Approvals::new(self.own.values().chain(documents))
+        let told = self.cluster.iter().flat_map(Cluster::documents);
+        Approvals::new(self.own.values().chain(documents).chain(told))
+    }
+
+    /// Why something of it is not in force.
+    fn error(&self) -> String {
+        let cluster = self.cluster.as_ref();
+        let errors = [
+            self.error.as_ref(),
+            cluster.and_then(|it| it.error.as_ref()),
+        ];
+        let errors: Vec<&str> = errors.into_iter().flatten().map(String::as_str).collect();
+        errors.join("; ")
     }
 
     /// What is said of images, wherever it is kept.
@@ -130,7 +157,7 @@ impl State {
         v1::status::Approvals {
             repositories: count(repositories.len()),
             unapproved: count(against.count()),
-            error: self.error.clone().unwrap_or_default(),
+            error: self.error(),
         }
     }
 
@@ -170,18 +197,18 @@ impl State {
         now: Timestamp,
     ) -> v1::Approval {
         let digest = statement.digest;
-        let state = match self.in_force.standing(repository, &[digest], now) {
-            _ if statement.at > now => "later",
-            Standing::Approved(newest) | Standing::Expired(newest) | Standing::Revoked(newest)
-                if newest != statement =>
-            {
-                "replaced"
-            }
-            standing => standing.name(),
-        };
-        let file = self.documents.iter().find(|(_, document)| {
+        let standing = self.in_force.standing(repository, &[digest], now);
+        let state = standing.of_statement(statement, now);
+        let says = |document: &Document| {
             document.repository == repository && document.statements.contains(statement)
-        });
+        };
+        let file = self.documents.iter().find(|(_, it)| says(it));
+        let mut told = self.cluster.iter().flat_map(Cluster::documents);
+        let source = match file {
+            Some((path, _)) => path,
+            None if told.any(says) => CLUSTER,
+            None => API,
+        };
         v1::Approval {
             repository: repository.to_owned(),
             digest: digest.to_string(),
@@ -190,7 +217,7 @@ impl State {
             at: Some(timestamp(statement.at)),
             reason: statement.reason.clone(),
             until: statement.until.map(timestamp),
-            source: file.map_or(API, |(path, _)| path).to_owned(),
+            source: source.to_owned(),
             running: running.get(&digest).copied().unwrap_or(0),
         }
     }
@@ -365,13 +392,18 @@ impl Owner {
         let running = self.approval_running(&Known::new(&references));
         let approvals = &mut self.state.approvals;
         let now = Timestamp::now();
+        if let Some(cluster) = &approvals.cluster
+            && call != ApprovalCall::List
+        {
+            return Err(ApprovalCallError::Cluster(cluster.address.clone()));
+        }
         let said = match call {
             ApprovalCall::List => {
                 let all = approvals.in_force.statements();
                 let shown = all.map(|(name, it)| approvals.shown(name, it, &running, now));
                 return Ok(v1::ListApprovalsResponse {
                     approvals: shown.collect(),
-                    error: approvals.error.clone().unwrap_or_default(),
+                    error: approvals.error(),
                 });
             }
             ApprovalCall::Approve {

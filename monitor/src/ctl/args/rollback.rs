@@ -7,7 +7,8 @@ use crate::digest::Digest;
 /// Of `rollback`.
 #[derive(Clone, Debug, Args)]
 pub struct RollbackArguments {
-    /// Id of a container, a unique beginning of one, or its name
+    /// Id of a container, a unique beginning of one, or its name; of the controller KIND/NAMESPACE/NAME,
+    /// such as deployment/shop/web or pod/shop/web-1
     #[arg(value_name = "TARGET")]
     pub target: Option<String>,
     /// To what, and how
@@ -35,6 +36,12 @@ pub struct RollbackAims {
     /// Why
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+    /// Also a StatefulSet, whose pods keep their volumes
+    #[arg(long)]
+    pub allow_stateful: bool,
+    /// Which container of a workload's pods; needed where there are several
+    #[arg(long, value_name = "NAME")]
+    pub container: Option<String>,
 }
 
 /// What becomes of a rollback whose new container does not run.
@@ -64,7 +71,8 @@ impl WhenFailed {
 pub enum RollbackCommand {
     /// Shows what a rollback would do, and keeps that for ten minutes
     Plan {
-        /// Id of a container, a unique beginning of one, or its name
+        /// Id of a container, a unique beginning of one, or its name; of the controller
+        /// KIND/NAMESPACE/NAME, such as deployment/shop/web or pod/shop/web-1
         #[arg(value_name = "TARGET")]
         target: String,
         /// To what, and how

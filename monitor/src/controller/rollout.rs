@@ -1,0 +1,366 @@
+//! Carries an order out: sees the pods replaced, has the nodes prove what runs, and ends it.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    cluster::ClusterError,
+    nodes::{Proof, judge},
+    orders::Controller,
+    pods::{self, Pod},
+    record::{Record, Step},
+    view,
+    workload::{Change, Kind, Rollout, Workload},
+};
+use crate::{
+    approval::Standing,
+    audit::{Call, Outcome},
+    containers::repository,
+    respond::{Kept as _, OnFailure, State},
+};
+
+/// How often it is looked at what there is, if nothing says that it changed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a watch of a workload lasts.
+const WATCH_TIME_MAX: Duration = Duration::from_secs(10);
+/// Attempts to write an order that others change meanwhile.
+const ATTEMPTS_MAX: u32 = 20;
+
+/// Why an order does not go on.
+#[derive(Debug)]
+enum Stop {
+    /// It went wrong: what was said to be done then is done.
+    Failed(String),
+    /// Somebody else changed the workload: it is theirs, and left alone.
+    Changed(String),
+    /// It cannot be written, since the workload is not there, or another order is.
+    Gone(String),
+}
+
+impl Controller {
+    /// Makes one step after the other, until the order has ended.
+    pub(super) async fn carry_out(self: Arc<Self>, id: String) {
+        while let Some(record) = self.running_order(&id) {
+            tracing::info!(order = id, step = record.step.name(), "rollback");
+            let made = match record.step {
+                Step::Apply => self.begin(&record).await,
+                Step::Rollout => self.see_rollout(&record, &record.plan.to_reference).await,
+                Step::Verify => self.verify(&record).await,
+                Step::PutBack => self.see_rollout(&record, &record.plan.from_reference).await,
+                Step::Halt => self.see_rollout(&record, &record.plan.to_reference).await,
+            };
+            let is_job = record.plan.workload.kind == Kind::CronJob;
+            match (made, record.step) {
+                (Ok(()), Step::Apply) if is_job => self.end(&id, State::Done).await,
+                (Ok(()), Step::Apply) => self.go_on(&id, Step::Rollout).await,
+                (Ok(()), Step::Rollout) => self.go_on(&id, Step::Verify).await,
+                (Ok(()), Step::Verify) => self.end(&id, State::Done).await,
+                (Ok(()), Step::PutBack) => self.end(&id, State::Undone).await,
+                (Ok(()), Step::Halt) => self.end(&id, State::Stopped).await,
+                (Err(stop), step) => self.fail(&id, step, stop).await,
+            }
+        }
+    }
+
+    fn running_order(&self, id: &str) -> Option<Record> {
+        let ledger = self.ledger();
+        ledger.order(id).filter(|it| it.is_running()).cloned()
+    }
+
+    /// An order that a leader before has begun goes on only if it still may.
+    async fn begin(&self, record: &Record) -> Result<(), Stop> {
+        let plan = &record.plan;
+        let approvals = self.approvals.in_force();
+        let own = repository(&plan.to_reference);
+        let standing = approvals.standing(own, &[plan.to], Timestamp::now());
+        if !matches!(standing, Standing::Approved(_)) {
+            let problem = format!("{} is {} now", plan.to, standing.name());
+            return Err(Stop::Changed(problem));
+        }
+        let workload = self.workload(record).await?;
+        self.is_own(record, &workload, &plan.to_reference)
+    }
+
+    async fn go_on(&self, id: &str, step: Step) {
+        let begun = self.update(id, |record| record.begin(step, Timestamp::now()));
+        let Some(record) = begun else { return };
+        if let Err(stop) = self.write(&record, None).await {
+            self.fail(id, step, stop).await;
+        }
+    }
+
+    /// Waits until the pods of a workload are replaced by such of `image`.
+    async fn see_rollout(&self, record: &Record, image: &str) -> Result<(), Stop> {
+        let seconds = self.settings.rollout_seconds;
+        loop {
+            let workload = self.workload(record).await?;
+            self.is_own(record, &workload, image)?;
+            let far = match workload.rollout() {
+                Rollout::Done | Rollout::Next => return Ok(()),
+                // Of pods that are to go it does not matter whether they came to be ready.
+                Rollout::Stuck(reason) if record.step == Step::Halt => reason,
+                Rollout::Stuck(reason) => {
+                    let trouble = self.trouble(&workload).await;
+                    return Err(Stop::Failed(format!(
+                        "the rollout is stuck: {reason}{trouble}"
+                    )));
+                }
+                Rollout::Unseen => "Kubernetes has not looked at it".to_owned(),
+                Rollout::UnderWay {
+                    updated,
+                    available,
+                    wanted,
+                } => format!("of {wanted} pods {updated} are new and {available} available"),
+            };
+            if left(record, seconds).is_none() {
+                let trouble = self.trouble(&workload).await;
+                return Err(Stop::Failed(format!(
+                    "the rollout was not done within {seconds} s: {far}{trouble}"
+                )));
+            }
+            let name = &record.plan.workload;
+            let changed = self.cluster.changed(
+                name.kind.into(),
+                &name.namespace,
+                &name.name,
+                workload.version(),
+                WATCH_TIME_MAX,
+            );
+            changed.await;
+        }
+    }
+
+    /// Waits until nodes prove that every pod runs the image.
+    async fn verify(&self, record: &Record) -> Result<(), Stop> {
+        let seconds = self.settings.verify_seconds;
+        let plan = &record.plan;
+        let mut reports = self.nodes.changes();
+        loop {
+            reports.mark_unchanged();
+            let workload = self.workload(record).await?;
+            self.is_own(record, &workload, &plan.to_reference)?;
+            let missing = match pods::of(&self.cluster, &workload).await {
+                Err(error) => error.to_string(),
+                Ok(pods) => match self.proven(record, &pods, workload.pods_wanted())? {
+                    None => return Ok(()),
+                    Some(missing) => missing,
+                },
+            };
+            if left(record, seconds).is_none() {
+                return Err(Stop::Failed(format!(
+                    "what runs was not proven within {seconds} s: {missing}"
+                )));
+            }
+            // An error is the end of the wait alone.
+            let _ = timeout(LOOK_INTERVAL, reports.changed()).await;
+        }
+    }
+
+    /// What is missing of the proof; `None` if nothing is.
+    fn proven(&self, record: &Record, pods: &[Pod], wanted: u64) -> Result<Option<String>, Stop> {
+        let plan = &record.plan;
+        let mut missing = None;
+        let mut proven = 0;
+        for pod in pods {
+            if pod.images.get(&plan.container) != Some(&plan.to_reference) {
+                missing = Some(format!("pod {} is still of the old template", pod.name));
+                continue;
+            }
+            let reported = self.nodes.of_pod(&pod.node, &pod.uid, &plan.container);
+            let at = format!("pod {} on {}", pod.name, pod.node);
+            match judge(reported.as_deref(), &plan.expected) {
+                Proof::Given => proven += 1,
+                Proof::Missing(what) => missing = Some(format!("{at}: {what}")),
+                Proof::Against(what) => return Err(Stop::Failed(format!("{at}: {what}"))),
+            }
+        }
+        self.update(&record.id, |record| record.proven = proven);
+        if missing.is_none() && proven < wanted {
+            missing = Some(format!("of {wanted} pods {proven} are there"));
+        }
+        Ok(missing)
+    }
+
+    /// Why pods do not start, as their kubelets say.
+    async fn trouble(&self, workload: &Workload) -> String {
+        let pods = pods::of(&self.cluster, workload).await.unwrap_or_default();
+        let mut waiting = pods.iter().filter_map(|pod| {
+            let reason = pod.waiting.as_ref()?;
+            Some(format!("; pod {} on {}: {reason}", pod.name, pod.node))
+        });
+        waiting.next().unwrap_or_default()
+    }
+
+    /// What becomes of an order that went wrong at a step.
+    async fn fail(&self, id: &str, step: Step, stop: Stop) {
+        let reason = match &stop {
+            Stop::Failed(reason) | Stop::Changed(reason) | Stop::Gone(reason) => reason.clone(),
+        };
+        tracing::warn!(order = id, step = step.name(), reason, "rollback");
+        let noted = self.update(id, |record| {
+            if record.failure.is_empty() {
+                record.failure.clone_from(&reason);
+            } else {
+                record.failure = format!("{}; then {reason}", record.failure);
+            }
+        });
+        let Some(record) = noted else { return };
+        let is_first = matches!(step, Step::Apply | Step::Rollout | Step::Verify);
+        let next = match (stop, record.plan.on_failure) {
+            (Stop::Failed(_), OnFailure::Undo) if is_first => Some(Step::PutBack),
+            (Stop::Failed(_), OnFailure::Stop) if is_first => Some(Step::Halt),
+            _ => None,
+        };
+        let Some(next) = next else {
+            return self.end(id, State::Held).await;
+        };
+        let begun = self.update(id, |record| record.begin(next, Timestamp::now()));
+        let Some(record) = begun else { return };
+        let image = match next {
+            Step::PutBack => &record.plan.from_reference,
+            _ => &record.plan.to_reference,
+        };
+        if let Err(stop) = self.write(&record, Some(image)).await {
+            let (Stop::Failed(reason) | Stop::Changed(reason) | Stop::Gone(reason)) = stop;
+            self.update(id, |record| {
+                record.failure = format!("{}; then {reason}", record.failure);
+            });
+            self.end(id, State::Held).await;
+        }
+    }
+
+    async fn end(&self, id: &str, state: State) {
+        let Some(mut record) = self.running_order(id) else {
+            return;
+        };
+        record.state = state;
+        record.ended_at = Some(Timestamp::now());
+        // First, so that who is told of the end finds it there.
+        if let Err(stop) = self.write(&record, None).await {
+            tracing::warn!(
+                order = id,
+                ?stop,
+                "the end of a rollback is not written at its workload"
+            );
+        }
+        self.update(id, |kept| kept.clone_from(&record));
+        let sentence = view::sentence(&record);
+        tracing::warn!(order = id, state = state.name(), sentence, "rollback ended");
+        self.alert(&record);
+        let outcome = match state {
+            State::Done => Outcome::Done,
+            _ => Outcome::Failed,
+        };
+        let object = format!("order/{id}");
+        let call = Call {
+            method: "Rollback",
+            object: &object,
+            detail: &sentence,
+        };
+        let who = record.by.clone().into();
+        self.outlet.audit.note(&who, call, outcome).await;
+    }
+
+    /// The workload as it is now.
+    async fn workload(&self, record: &Record) -> Result<Workload, Stop> {
+        let name = &record.plan.workload;
+        loop {
+            match self.cluster.workload(name).await {
+                Ok(workload) if workload.uid() != record.plan.uid => {
+                    return Err(Stop::Gone(format!("{name} was deleted and created again")));
+                }
+                Ok(workload) => return Ok(workload),
+                Err(ClusterError::NotFound(_)) => {
+                    return Err(Stop::Gone(format!("{name} was deleted")));
+                }
+                // The API server comes back; until then nothing can be done or known. Without it this
+                // controller soon leads no more, and ends.
+                Err(error) => {
+                    tracing::warn!(%error, order = record.id, "a rollback waits for the API server");
+                    sleep(LOOK_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    /// Whether a workload is as this order has made it.
+    fn is_own(&self, record: &Record, workload: &Workload, image: &str) -> Result<(), Stop> {
+        let written = Record::of(workload);
+        if !written.is_ok_and(|it| it.is_some_and(|it| it.id == record.id)) {
+            let problem = "the order is not written at the workload any more".to_owned();
+            return Err(Stop::Gone(problem));
+        }
+        let containers = workload.containers();
+        let own = containers
+            .iter()
+            .find(|it| it.name == record.plan.container);
+        match own {
+            Some(container) if container.image == image => Ok(()),
+            Some(container) => Err(Stop::Changed(format!(
+                "somebody has had it name {} meanwhile",
+                container.image
+            ))),
+            None => {
+                let name = &record.plan.container;
+                Err(Stop::Changed(format!(
+                    "it has no container {name} any more"
+                )))
+            }
+        }
+    }
+
+    /// Writes the order at its workload, which is to name `image`, or what it names now.
+    async fn write(&self, record: &Record, image: Option<&str>) -> Result<(), Stop> {
+        let text = record.written();
+        let is_stopped = record.step == Step::Halt;
+        for _ in 0..ATTEMPTS_MAX {
+            let workload = self.workload(record).await?;
+            let written = Record::of(&workload);
+            if !written.is_ok_and(|it| it.is_some_and(|it| it.id == record.id)) {
+                let problem = "the order is not written at the workload any more".to_owned();
+                return Err(Stop::Gone(problem));
+            }
+            let containers = workload.containers();
+            let own = containers
+                .iter()
+                .find(|it| it.name == record.plan.container);
+            let Some(own) = own else {
+                let name = &record.plan.container;
+                return Err(Stop::Changed(format!(
+                    "it has no container {name} any more"
+                )));
+            };
+            let change = Change {
+                container: &record.plan.container,
+                image: image.unwrap_or(&own.image),
+                record: &text,
+                state: record.state.name(),
+                is_stopped,
+            };
+            match self
+                .cluster
+                .apply(&workload.name, &workload.change(&change))
+                .await
+            {
+                Ok(_) => return Ok(()),
+                Err(ClusterError::Outdated(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, order = record.id, "a rollback waits for the API server");
+                    sleep(LOOK_INTERVAL).await;
+                }
+            }
+        }
+        let problem =
+            format!("{ATTEMPTS_MAX} attempts to write the order at its workload were in vain");
+        Err(Stop::Changed(problem))
+    }
+}
+
+/// The time that is left for the present step; `None` if it is over.
+fn left(record: &Record, seconds: u32) -> Option<SignedDuration> {
+    let spent = Timestamp::now().duration_since(record.since());
+    let left = SignedDuration::from_secs(seconds.into()) - spent;
+    left.is_positive().then_some(left)
+}
