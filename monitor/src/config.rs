@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     alerts::{Retention, journal::JOURNAL_BYTES_MIN},
@@ -294,18 +294,7 @@ pub enum ValueError {
 impl Config {
     /// Reads a configuration file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = read_text(path)?;
-        Self::parse(&text).map_err(|text| ConfigError::Content {
-            path: path.to_owned(),
-            text,
-        })
-    }
-
-    fn parse(text: &str) -> Result<Self, String> {
-        let config: Self =
-            toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
-        config.check().map_err(|error| error.to_string())?;
-        Ok(config)
+        read(path, Self::check)
     }
 
     /// Whether the values make sense, wherever they came from.
@@ -353,32 +342,65 @@ impl Config {
             ("pin_directory", &self.pin_directory),
             ("registry.ca", &self.registry.ca),
         ];
-        for (key, path) in paths
-            .into_iter()
+        let paths = (paths.into_iter())
             .chain(credentials.map(|path| ("registry.credentials", path)))
             .chain(policies.map(|path| ("policy.directory", path)))
             .chain(profiles.map(|path| ("profile.directory", path)))
             .chain(approvals.map(|path| ("approval.directory", path)))
             .chain(keys.map(|path| ("provenance.keys.file", path)))
-            .chain(signatures.map(|path| ("provenance.folder", path)))
-        {
-            if !path.is_absolute() {
-                return Err(ValueError::Relative {
-                    key,
-                    path: path.clone(),
-                });
-            }
-        }
-        Ok(())
+            .chain(signatures.map(|path| ("provenance.folder", path)));
+        check_absolute(paths)
     }
 }
 
-/// The text of a configuration file.
+/// Reads a configuration file.
 ///
 /// # Errors
 ///
-/// It cannot be read, or is too long.
-pub fn read_text(path: &Path) -> Result<String, ConfigError> {
+/// It cannot be read, or is refused.
+pub fn read<T: DeserializeOwned>(
+    path: &Path,
+    check: fn(&T) -> Result<(), ValueError>,
+) -> Result<T, ConfigError> {
+    parse(&read_text(path)?, check).map_err(|text| ConfigError::Content {
+        path: path.to_owned(),
+        text,
+    })
+}
+
+/// The same of its text.
+///
+/// # Errors
+///
+/// Why it is refused, with the place.
+pub fn parse<T: DeserializeOwned>(
+    text: &str,
+    check: fn(&T) -> Result<(), ValueError>,
+) -> Result<T, String> {
+    let config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    check(&config).map_err(|error| error.to_string())?;
+    Ok(config)
+}
+
+/// Whether paths mean the same from everywhere, each with its key.
+///
+/// # Errors
+///
+/// One does not.
+pub fn check_absolute<'a>(
+    paths: impl IntoIterator<Item = (&'static str, &'a PathBuf)>,
+) -> Result<(), ValueError> {
+    let relative = paths.into_iter().find(|(_, path)| !path.is_absolute());
+    match relative {
+        Some((key, path)) => Err(ValueError::Relative {
+            key,
+            path: path.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
     let path = || path.to_owned();
     let failed = |source| ConfigError::Read {
         path: path(),
@@ -451,13 +473,14 @@ mod tests {
 
     #[test]
     fn a_configuration_is_taken_whole_or_refused_with_its_place() {
-        let check = |text: &str, expect: Result<&str, &str>| match (Config::parse(text), expect) {
-            (Ok(config), Ok(node)) => {
-                assert_eq!(config.node.as_deref().unwrap_or(""), node, "{text}")
-            }
-            (Err(error), Err(part)) => assert!(error.contains(part), "{text}: {error}"),
-            (found, _) => panic!("{text}: {found:?}"),
-        };
+        let check =
+            |text: &str, expect: Result<&str, &str>| match (parse(text, Config::check), expect) {
+                (Ok(config), Ok(node)) => {
+                    assert_eq!(config.node.as_deref().unwrap_or(""), node, "{text}")
+                }
+                (Err(error), Err(part)) => assert!(error.contains(part), "{text}: {error}"),
+                (found, _) => panic!("{text}: {found:?}"),
+            };
         check("", Ok(""));
         check("node = 'a'\nlisten = ['unix:///tmp/x']", Ok("a"));
         check("\nnodes = 'a'", Err("line 2"));

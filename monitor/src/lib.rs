@@ -31,6 +31,7 @@ pub mod provenance;
 pub mod registry;
 pub mod respond;
 pub mod sensor;
+mod startup;
 mod tls;
 pub mod verify;
 pub mod yaml;

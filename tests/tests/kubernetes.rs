@@ -21,24 +21,6 @@ use tests::{
 };
 use tokio_stream::StreamExt as _;
 
-fn web(cluster: &Cluster, image: &str) -> Value {
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": "web", "namespace": cluster.namespace(), "labels": {"app": "web"}},
-        "spec": {
-            "replicas": 2,
-            "selector": {"matchLabels": {"app": "web"}},
-            "template": {
-                "metadata": {"labels": {"app": "web"}},
-                "spec": {"containers": [
-                    {"name": "web", "image": image, "env": [{"name": "A", "value": "1"}]},
-                    {"name": "log", "image": "example.invalid/log:1"},
-                ]},
-            },
-        },
-    })
-}
-
 /// Suspended, so that no controller changes it while a test looks.
 fn nightly(cluster: &Cluster, image: &str) -> Value {
     json!({
@@ -157,7 +139,7 @@ fn the_generation_counts_changes_of_what_is_wanted() -> Result<()> {
         Some(&json!("2026-11-28T03:00:00Z"))
     );
     // Annotations of a Deployment count too, for they go on to its ReplicaSets.
-    let mut workload = web(&cluster, "example.invalid/web:1");
+    let mut workload = cluster.web("example.invalid/web:1");
     workload["spec"]["replicas"] = json!(0);
     cluster.create(&workload)?;
     workload["metadata"]["annotations"] = json!({"a": "b"});

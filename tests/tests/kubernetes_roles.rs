@@ -21,24 +21,6 @@ fn controller_yaml() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/controller.yaml")
 }
 
-fn web(cluster: &Cluster, image: &str) -> Value {
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": "web", "namespace": cluster.namespace(), "labels": {"app": "web"}},
-        "spec": {
-            "replicas": 2,
-            "selector": {"matchLabels": {"app": "web"}},
-            "template": {
-                "metadata": {"labels": {"app": "web"}},
-                "spec": {"containers": [
-                    {"name": "web", "image": image, "env": [{"name": "A", "value": "1"}]},
-                    {"name": "log", "image": "example.invalid/log:1"},
-                ]},
-            },
-        },
-    })
-}
-
 fn text<'a>(object: &'a Value, pointer: &str) -> Option<&'a str> {
     object.pointer(pointer).and_then(Value::as_str)
 }
@@ -53,7 +35,7 @@ fn the_controllers_roles_let_it_do_its_work_and_nothing_else() -> Result<()> {
     cluster.apply_file(&controller_yaml())?;
     let account = cluster.account_kubeconfig("monitord", "monitord-controller")?;
     let own = cluster.objects_of(&account)?;
-    cluster.create(&web(&cluster, "example.invalid/web:1"))?;
+    cluster.create(&cluster.web("example.invalid/web:1"))?;
     let namespace = cluster.namespace();
 
     let workloads = own.api("apps/v1", "Deployment", namespace);
@@ -100,7 +82,7 @@ fn the_controllers_roles_let_it_do_its_work_and_nothing_else() -> Result<()> {
         cluster.run(workloads.create(&post, &deployment)),
     )?;
     let absent = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "new"},
-        "spec": web(&cluster, "example.invalid/web:1")["spec"].clone()});
+        "spec": cluster.web("example.invalid/web:1")["spec"].clone()});
     forbidden(
         "create by applying",
         cluster.run(workloads.patch("new", &params, &Patch::Apply(&absent))),

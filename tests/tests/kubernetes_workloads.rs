@@ -20,17 +20,24 @@ use tests::{
     skip,
 };
 
+/// Why a test has no use for real nodes.
+const ABSENT: &str = "images that do not exist run on stand-in nodes only";
 const NODES: [&str; 2] = ["monitord-node-a", "monitord-node-b"];
 
-/// A cluster with workloads that run, and what its nodes see.
-fn start() -> Result<(Cluster, Standin, Receiver<Event>)> {
+/// A cluster with workloads that run, and what its nodes see; `None` where the nodes are real, which is
+/// said with `reason`.
+fn start(reason: &str) -> Result<Option<(Cluster, Standin, Receiver<Event>)>> {
     let cluster = Cluster::start()?;
     let (sender, events) = mpsc::channel();
     let standin = Standin::start(&cluster, &NODES, move |event| {
         // The test may have ended.
         let _ = sender.send(event.clone());
     })?;
-    Ok((cluster, standin, events))
+    if !standin.runs_pods() {
+        skip::record(module_path!(), reason);
+        return Ok(None);
+    }
+    Ok(Some((cluster, standin, events)))
 }
 
 fn workload(cluster: &Cluster, kind: &str, image: &str) -> Value {
@@ -136,14 +143,9 @@ const NEW: &str =
 
 #[test]
 fn a_deployment_rolls_from_one_replica_set_to_the_next() -> Result<()> {
-    let (cluster, standin, events) = start()?;
-    if !standin.runs_pods() {
-        skip::record(
-            module_path!(),
-            "images that do not exist run on stand-in nodes only",
-        );
+    let Some((cluster, _standin, events)) = start(ABSENT)? else {
         return Ok(());
-    }
+    };
     let before = cluster.create(&workload(&cluster, "Deployment", OLD))?;
     let first = rolled_out(&cluster, "Deployment")?;
     assert_eq!(
@@ -223,11 +225,9 @@ fn a_deployment_rolls_from_one_replica_set_to_the_next() -> Result<()> {
 
 #[test]
 fn a_deployment_whose_pods_are_never_ready_keeps_the_old_ones() -> Result<()> {
-    let (cluster, standin, events) = start()?;
-    if !standin.runs_pods() {
-        skip::record(module_path!(), "real nodes make no image fail on demand");
+    let Some((cluster, standin, events)) = start("real nodes make no image fail on demand")? else {
         return Ok(());
-    }
+    };
     standin.behave("sha256:0202", Behaviour::NeverReady);
     cluster.create(&workload(&cluster, "Deployment", OLD))?;
     rolled_out(&cluster, "Deployment")?;
@@ -258,11 +258,9 @@ fn a_deployment_whose_pods_are_never_ready_keeps_the_old_ones() -> Result<()> {
 
 #[test]
 fn a_slow_image_is_ready_after_a_while_and_an_absent_one_never_runs() -> Result<()> {
-    let (cluster, standin, events) = start()?;
-    if !standin.runs_pods() {
-        skip::record(module_path!(), "real nodes make no image slow on demand");
+    let Some((cluster, standin, events)) = start("real nodes make no image slow on demand")? else {
         return Ok(());
-    }
+    };
     standin.behave("sha256:0101", Behaviour::Slow(Duration::from_millis(300)));
     standin.behave("sha256:0202", Behaviour::Unpullable);
     cluster.create(&workload(&cluster, "Deployment", OLD))?;
@@ -279,14 +277,9 @@ fn a_slow_image_is_ready_after_a_while_and_an_absent_one_never_runs() -> Result<
 
 #[test]
 fn a_daemon_set_has_one_pod_on_each_node_and_rolls() -> Result<()> {
-    let (cluster, standin, events) = start()?;
-    if !standin.runs_pods() {
-        skip::record(
-            module_path!(),
-            "images that do not exist run on stand-in nodes only",
-        );
+    let Some((cluster, _standin, events)) = start(ABSENT)? else {
         return Ok(());
-    }
+    };
     cluster.create(&workload(&cluster, "DaemonSet", OLD))?;
     rolled_out(&cluster, "DaemonSet")?;
     let pods = cluster.list("v1", "Pod", cluster.namespace())?;
@@ -300,14 +293,9 @@ fn a_daemon_set_has_one_pod_on_each_node_and_rolls() -> Result<()> {
 
 #[test]
 fn a_stateful_set_replaces_its_pods_from_the_last_to_the_first() -> Result<()> {
-    let (cluster, standin, events) = start()?;
-    if !standin.runs_pods() {
-        skip::record(
-            module_path!(),
-            "images that do not exist run on stand-in nodes only",
-        );
+    let Some((cluster, _standin, events)) = start(ABSENT)? else {
         return Ok(());
-    }
+    };
     cluster.create(&workload(&cluster, "StatefulSet", OLD))?;
     rolled_out(&cluster, "StatefulSet")?;
     take(&events, 2)?;

@@ -93,7 +93,7 @@ struct Layer {
     rooms: &'static [&'static str],
 }
 
-const LAYERS: [Layer; 5] = [
+const LAYERS: [Layer; 6] = [
     Layer {
         name: "aya",
         rooms: &["sensor"],
@@ -111,6 +111,10 @@ const LAYERS: [Layer; 5] = [
         name: "hyper",
         // The body of an alert stream is our own.
         rooms: &["metrics", "registry", "api/frames.rs"],
+    },
+    Layer {
+        name: "kube",
+        rooms: &["controller/cluster.rs"],
     },
     Layer {
         name: "sigstore",

@@ -17,7 +17,6 @@ use ulid::Ulid;
 
 use super::rollbacks::Scene;
 use crate::{
-    alerts::rollback,
     api::Controller,
     audit::{Call, Outcome, Who},
     respond::{
@@ -149,7 +148,7 @@ impl Automat {
             Err(refusal) => return self.refuse(cause, place, &refusal.to_string()).await,
         };
         let told = cause.proposed(&plan, Ulid::new(), Timestamp::now());
-        self.raise(&told);
+        self.outlet.raise(&told);
         count(&self.counts.proposed);
         let detail = format!("proposed {}: {}", plan.id, cause.reason());
         self.note(cause, place, &detail, Outcome::Done).await;
@@ -182,15 +181,11 @@ impl Automat {
     async fn refuse(&self, cause: &Cause, place: &str, failure: &str) {
         let reason = cause.reason();
         tracing::warn!(failure, reason, "an automatic rollback is refused");
-        self.raise(&cause.refused(failure, Ulid::new(), Timestamp::now()));
+        let told = cause.refused(failure, Ulid::new(), Timestamp::now());
+        self.outlet.raise(&told);
         count(&self.counts.refused);
         let detail = format!("{failure}: {reason}");
         self.note(cause, place, &detail, Outcome::Failed).await;
-    }
-
-    fn raise(&self, told: &rollback::Rollback) {
-        let alert = rollback::build(told, &self.outlet.node);
-        self.outlet.log.append(alert);
     }
 
     async fn note(&self, cause: &Cause, place: &str, detail: &str, outcome: Outcome) {

@@ -31,19 +31,9 @@ mod usage;
 mod uses;
 mod verify;
 
-use std::{
-    fs::{DirBuilder, File, Permissions},
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Semaphore, mpsc, watch},
@@ -54,11 +44,10 @@ pub use self::{
 };
 use crate::{
     alerts::{
-        AlertLog, boot_id,
+        boot_id,
         build::{self, NodeFacts},
     },
     api,
-    audit::Audit,
     changes::{self as changes_room, Changes},
     config::Config,
     containerd,
@@ -73,6 +62,7 @@ use crate::{
         Sensor,
         pins::{Pins, PinsError},
     },
+    startup,
 };
 
 /// Execs between the sensor's reader and the owner; at the bound the reader waits and the ring
@@ -122,7 +112,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let hierarchy = Hierarchy::find()?;
     Sensor::may_start()?;
     let client = containerd::Client::connect(&config.containerd).await?;
-    let _lock = lock(&config.state)?;
+    let _lock = startup::lock(&config.state)?;
     let pins = pins(&config)?;
     let registry = config.registry.enabled;
     let registry = registry
@@ -140,24 +130,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         client.clone(),
         registry.clone(),
     ));
-    let journal = config.state.join("journal");
-    let retention = config.journal.retention();
-    let log = tokio::task::spawn_blocking(move || AlertLog::open(&journal, retention))
-        .await
-        .context("cannot open the journal")?
-        .context("cannot start the journal's threads")?;
-    let audit_directory = config.state.join("audit");
-    let audit = tokio::task::spawn_blocking(move || Audit::start(&audit_directory))
-        .await
-        .context("cannot open the audit log")?
-        .context("cannot start the audit log's thread")?;
-    let security = match &config.tls {
-        Some(files) => Some(Arc::new(api::Security {
-            tls: api::Tls::load(files)?,
-            roles: config.roles.clone(),
-        })),
-        None => None,
-    };
+    let log = startup::open_log(&config.state, config.journal.retention()).await?;
+    let audit = startup::open_audit(&config.state).await?;
+    let security = startup::security(config.tls.as_ref(), &config.roles)?;
     let (profiles_directory, profiles) = (config.state.join("profiles"), config.profile.clone());
     let profiles =
         tokio::task::spawn_blocking(move || profiles::Profiles::open(profiles_directory, profiles));
@@ -372,23 +347,6 @@ fn node_name(config: &Config) -> anyhow::Result<String> {
     let name = nix::unistd::gethostname()
         .context("cannot read the host's name; set `node` in the configuration")?;
     Ok(name.to_string_lossy().into_owned())
-}
-
-/// Two daemons on one state directory would overwrite each other's files.
-pub(crate) fn lock(state: &Path) -> anyhow::Result<Flock<File>> {
-    // For root alone: whoever can open the lock can hold it.
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state)
-        .and_then(|()| std::fs::set_permissions(state, Permissions::from_mode(0o700)))
-        .with_context(|| format!("cannot create the state directory {}", state.display()))?;
-    let path = state.join("lock");
-    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-        Errno::EAGAIN => anyhow::anyhow!("the state directory {} is in use by another monitord; stop it, or give another directory with --state", state.display()),
-        error => anyhow::anyhow!("cannot lock {}: {error}", path.display()),
-    })
 }
 
 /// Where hooks are kept between two daemons, if they are.

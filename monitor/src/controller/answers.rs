@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use monitor_api::v1;
 use tokio::sync::{broadcast, mpsc, watch};
 
-use super::{nodes::ReportError, orders::Controller};
+use super::{
+    nodes::{ReportError, digests},
+    orders::Controller,
+};
 use crate::{
     api::{
         self, ApprovalCall, ApprovalCallError, ContentsError, CoverageError, Elsewhere,
@@ -28,13 +31,10 @@ impl Answers {
     /// Reported containers of each image, by its digests.
     fn running(&self) -> HashMap<Digest, u64> {
         let mut running = HashMap::new();
-        for (_, container) in self.controller.nodes.containers() {
-            let image = container.image.unwrap_or_default();
-            for digest in [image.manifest_digest, image.index_digest] {
-                if let Ok(digest) = digest.parse() {
-                    *running.entry(digest).or_default() += 1;
-                }
-            }
+        let nodes = &self.controller.nodes;
+        let of_each = nodes.each(|_, container| container.image.as_ref().map(digests));
+        for digest in of_each.into_iter().flatten() {
+            *running.entry(digest).or_default() += 1;
         }
         running
     }
@@ -43,8 +43,8 @@ impl Answers {
 #[api::async_trait]
 impl Node for Answers {
     async fn containers(&self) -> Vec<v1::Container> {
-        let all = self.controller.nodes.containers();
-        all.into_iter().map(|(_, container)| container).collect()
+        let nodes = &self.controller.nodes;
+        nodes.each(|_, container| Some(container.clone()))
     }
 
     async fn images(&self) -> Vec<v1::Image> {

@@ -60,7 +60,7 @@ struct Held {
 #[derive(Default)]
 struct Known {
     objects: BTreeMap<String, Held>,
-    in_force: Approvals,
+    in_force: Arc<Approvals>,
     error: String,
     is_read: bool,
 }
@@ -130,7 +130,7 @@ impl ClusterApprovals {
         let in_force = Approvals::new(objects.values().map(|held| &held.document));
         let mut known = self.known();
         let in_force = match in_force {
-            Ok(in_force) => in_force,
+            Ok(in_force) => Arc::new(in_force),
             Err(full) => {
                 tracing::error!(%full, "approvals are not in force; what was read last stands");
                 known.error = full.to_string();
@@ -165,8 +165,8 @@ impl ClusterApprovals {
     }
 
     /// What was said of images.
-    pub fn in_force(&self) -> Approvals {
-        self.known().in_force.clone()
+    pub fn in_force(&self) -> Arc<Approvals> {
+        Arc::clone(&self.known().in_force)
     }
 
     /// Digests of a repository that ran ready in a workload, newest first.

@@ -7,12 +7,10 @@ use std::{
 
 use jiff::Timestamp;
 use monitor_api::v1::{self, join_request::Incident};
-use serde_json::Value;
 use ulid::Ulid;
 
-use super::{cluster::POD, orders::Controller, plan::Plan};
+use super::{cluster::POD, orders::Controller, plan::Plan, pods};
 use crate::{
-    alerts::rollback,
     audit::{Call, Outcome, Who},
     respond::{
         Automatic, Cause, Kept as _, OnFailure, Order, Pace, Planned, REASON_BYTES_MAX, Refusal,
@@ -43,19 +41,14 @@ impl Controller {
             roles: Vec::new(),
             peer: format!("node {node}"),
         };
-        let pod = cause
-            .alert
-            .container
-            .clone()
-            .unwrap_or_default()
-            .pod
-            .unwrap_or_default();
+        let container = cause.alert.container.as_ref();
+        let pod = container.and_then(|it| it.pod.clone()).unwrap_or_default();
         let target = format!("pod/{}/{}", pod.namespace, pod.name);
         let is_on = self.is_on(node, &pod, &target).await;
-        if is_on.is_ok() && !self.pace().begin(&target, rule, Instant::now()) {
+        let is_own = is_on.is_ok();
+        if is_own && !self.pace().begin(&target, rule, Instant::now()) {
             return;
         }
-        let is_own = is_on.is_ok();
         let done = match is_on {
             Ok(()) => self.respond(node, target, &cause, &who).await,
             Err(refusal) => Err(refusal),
@@ -77,9 +70,7 @@ impl Controller {
         if let (Err(refusal), true) = (done, is_own) {
             let (id, now) = (Ulid::new(), Timestamp::now());
             let told = cause.refused(&refusal.to_string(), id, now);
-            self.outlet
-                .log
-                .append(rollback::build(&told, &self.outlet.node));
+            self.outlet.raise(&told);
         }
     }
 
@@ -112,9 +103,7 @@ impl Controller {
             at: Timestamp::now(),
         });
         let told = cause.proposed(&planned, Ulid::new(), Timestamp::now());
-        self.outlet
-            .log
-            .append(rollback::build(&told, &self.outlet.node));
+        self.outlet.raise(&told);
         if cause.mode != Automatic::Auto {
             return Ok(Some(planned));
         }
@@ -139,8 +128,7 @@ impl Controller {
     async fn is_on(&self, node: &str, pod: &v1::alert::Pod, target: &str) -> Result<(), Refusal> {
         let found = self.cluster.get(POD, &pod.namespace, &pod.name).await;
         let found = found.map_err(|error| Refusal::Cluster(error.to_string()))?;
-        let text = |pointer| found.pointer(pointer).and_then(Value::as_str);
-        if text("/metadata/uid") == Some(&pod.uid) && text("/spec/nodeName") == Some(node) {
+        if pods::is_on(&found, &pod.uid, node) {
             return Ok(());
         }
         Err(Refusal::Workload {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::{
     api::{Roles, TlsFiles},
-    config::{ConfigError, Journal, ValueError, check_journal, check_listen, read_text},
+    config::{self, ConfigError, Journal, ValueError, check_absolute, check_journal, check_listen},
     outputs, provenance, registry,
     respond::{Automatic, Limits},
 };
@@ -153,18 +153,7 @@ impl Config {
     ///
     /// See [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = read_text(path)?;
-        Self::parse(&text).map_err(|text| ConfigError::Content {
-            path: path.to_owned(),
-            text,
-        })
-    }
-
-    fn parse(text: &str) -> Result<Self, String> {
-        let config: Self =
-            toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
-        config.check().map_err(|error| error.to_string())?;
-        Ok(config)
+        config::read(path, Self::check)
     }
 
     fn check(&self) -> Result<(), ValueError> {
@@ -189,15 +178,7 @@ impl Config {
                     .iter()
                     .map(|path| ("provenance.folder", path)),
             );
-        for (key, path) in paths {
-            if !path.is_absolute() {
-                return Err(ValueError::Relative {
-                    key,
-                    path: path.clone(),
-                });
-            }
-        }
-        Ok(())
+        check_absolute(paths)
     }
 }
 
@@ -208,7 +189,10 @@ mod tests {
 
     #[test]
     fn a_configuration_is_taken_whole_or_refused_with_its_place() {
-        let check = |text: &str, expect: Result<(), &str>| match (Config::parse(text), expect) {
+        let check = |text: &str, expect: Result<(), &str>| match (
+            config::parse(text, Config::check),
+            expect,
+        ) {
             (Ok(_), Ok(())) => {}
             (Err(error), Err(part)) => assert!(error.contains(part), "{text}: {error}"),
             (found, _) => panic!("{text}: {found:?}"),

@@ -52,13 +52,13 @@ use self::{
     orders::Controller,
 };
 use crate::{
-    alerts::{AlertLog, NodeFacts},
+    alerts::NodeFacts,
     api::{self, Address},
-    audit::Audit,
     outputs::Outputs,
     provenance::Provenance,
     registry::Registry,
     respond::{Ledger, Outlet, Pace},
+    startup,
 };
 
 /// How long what blocks is waited for at the end.
@@ -133,25 +133,10 @@ async fn lead(
 ) -> anyhow::Result<()> {
     // Of its own: the one above may be a volume's, whose mode is not the controller's to change.
     let state = config.state.join("controller");
-    let _lock = crate::agent::lock(&state)?;
-    let journal = state.join("journal");
-    let retention = config.journal.retention();
-    let log = tokio::task::spawn_blocking(move || AlertLog::open(&journal, retention)).await;
-    let log = log
-        .context("cannot open the journal")?
-        .context("cannot start the journal's threads")?;
-    let directory = state.join("audit");
-    let audit = tokio::task::spawn_blocking(move || Audit::start(&directory)).await;
-    let audit = audit
-        .context("cannot open the audit log")?
-        .context("cannot start the audit log's thread")?;
-    let security = config.tls.as_ref().map(|files| {
-        Ok::<_, anyhow::Error>(Arc::new(api::Security {
-            tls: api::Tls::load(files)?,
-            roles: config.roles.clone(),
-        }))
-    });
-    let security = security.transpose()?;
+    let _lock = startup::lock(&state)?;
+    let log = startup::open_log(&state, config.journal.retention()).await?;
+    let audit = startup::open_audit(&state).await?;
+    let security = startup::security(config.tls.as_ref(), &config.roles)?;
     let registry = config
         .registry
         .enabled

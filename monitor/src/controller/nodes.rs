@@ -107,12 +107,13 @@ impl Nodes {
         self.changed.subscribe()
     }
 
-    /// Every container that is reported, with its node.
-    pub fn containers(&self) -> Vec<(String, v1::Container)> {
+    /// What `look` makes of each container that is reported, and of its node. No report is taken
+    /// meanwhile.
+    pub fn each<T>(&self, look: impl Fn(&str, &v1::Container) -> Option<T>) -> Vec<T> {
         let state = self.state();
         let all = state.reports.iter().flat_map(|(node, report)| {
             let containers = report.containers.iter();
-            containers.map(|it| (node.clone(), it.clone()))
+            containers.filter_map(|it| look(node, it))
         });
         all.collect()
     }
@@ -137,6 +138,12 @@ impl Nodes {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The digests by which a reported image is known: its manifest's, and then its index's.
+pub fn digests(image: &v1::alert::Image) -> Vec<Digest> {
+    let digests = [&image.manifest_digest, &image.index_digest];
+    digests.iter().filter_map(|it| it.parse().ok()).collect()
 }
 
 /// What reports say of a pod's container.

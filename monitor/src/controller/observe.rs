@@ -12,12 +12,17 @@ use serde_json::Value;
 
 use super::{
     cluster::POD,
+    nodes::digests,
     orders::Controller,
     owners,
     plan::Owner,
+    pods,
     workload::{Name, Target},
 };
-use crate::{approval::Standing, containers::repository, digest::Digest};
+use crate::{
+    approval::{Approvals, Standing},
+    containers::repository,
+};
 
 /// How often it is looked.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -38,47 +43,32 @@ impl Controller {
             interval.tick().await;
             self.nodes.forget_silent();
             let now = Timestamp::now();
-            let running = self.nodes.containers();
-            let candidates: HashMap<Seen, v1::Container> = (running.into_iter())
-                .filter(|(_, container)| self.has_run(container, now))
-                .filter_map(|(node, container)| Some((seen(node, &container)?, container)))
-                .collect();
+            let approvals = self.approvals.in_force();
+            let candidates = self.nodes.each(|node, container| {
+                let image = container.image.as_ref()?;
+                let may = has_run(container, image, &approvals, now);
+                may.then(|| Some((seen(node, container)?, image.clone())))?
+            });
+            let candidates: HashMap<Seen, v1::alert::Image> = candidates.into_iter().collect();
             known.retain(|it| candidates.contains_key(it));
             let new = candidates.iter().filter(|(seen, _)| !known.contains(*seen));
             let new: Vec<_> = new.take(PODS_PER_LOOK_MAX).collect();
-            for (seen, container) in new {
-                if self.note(seen, container).await {
+            for (seen, image) in new {
+                if self.note(seen, image).await {
                     known.insert(seen.clone());
                 }
             }
         }
     }
 
-    /// Whether a container may be what a rollback goes back to: of an approved image, which is proven.
-    fn has_run(&self, container: &v1::Container, now: Timestamp) -> bool {
-        let image = container.image.clone().unwrap_or_default();
-        let started = container.started_at.as_ref();
-        let started = started.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok());
-        let approvals = self.approvals.in_force();
-        let digests = digests(&image);
-        image.identity == "proven"
-            && started.is_some_and(|at| now.duration_since(at) >= RAN_MIN)
-            && matches!(
-                approvals.standing(repository(&image.reference), &digests, now),
-                Standing::Approved(_)
-            )
-    }
-
     /// Notes what runs in a pod that is ready; whether that is done.
-    async fn note(&self, seen: &Seen, container: &v1::Container) -> bool {
+    async fn note(&self, seen: &Seen, image: &v1::alert::Image) -> bool {
         let (node, namespace, pod, uid, name, _) = seen;
         let Ok(object) = self.cluster.get(POD, namespace, pod).await else {
             return false;
         };
-        let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
         // A node speaks of its own pods alone.
-        let is_it = text("/metadata/uid") == Some(uid) && text("/spec/nodeName") == Some(node);
-        if !is_it || !is_ready(&object, name) {
+        if !pods::is_on(&object, uid, node) || !is_ready(&object, name) {
             return false;
         }
         let target = Target::Pod {
@@ -91,12 +81,9 @@ impl Controller {
             Ok(Owner::Nothing(_)) => return true,
             Err(_) => return false,
         };
-        let image = container.image.clone().unwrap_or_default();
-        let own = repository(&image.reference);
-        let noted = self
-            .approvals
-            .note_ran(own, &workload, &digests(&image))
-            .await;
+        let (own, digests) = (repository(&image.reference), digests(image));
+        let noted = self.approvals.note_ran(own, &workload, &digests);
+        let noted = noted.await;
         if let Err(error) = &noted {
             tracing::warn!(%error, %workload, "what ran ready is not noted yet");
         }
@@ -104,12 +91,12 @@ impl Controller {
     }
 }
 
-fn seen(node: String, container: &v1::Container) -> Option<Seen> {
+fn seen(node: &str, container: &v1::Container) -> Option<Seen> {
     let who = container.container.as_ref()?;
     let pod = who.pod.as_ref()?;
     let image = container.image.as_ref()?;
     Some((
-        node,
+        node.to_owned(),
         pod.namespace.clone(),
         pod.name.clone(),
         pod.uid.clone(),
@@ -118,9 +105,22 @@ fn seen(node: String, container: &v1::Container) -> Option<Seen> {
     ))
 }
 
-fn digests(image: &v1::alert::Image) -> Vec<Digest> {
-    let digests = [&image.manifest_digest, &image.index_digest];
-    digests.iter().filter_map(|it| it.parse().ok()).collect()
+/// Whether a container may be what a rollback goes back to: of an approved image, which is proven.
+fn has_run(
+    container: &v1::Container,
+    image: &v1::alert::Image,
+    approvals: &Approvals,
+    now: Timestamp,
+) -> bool {
+    let started = container.started_at.as_ref();
+    let started = started.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok());
+    let own = repository(&image.reference);
+    image.identity == "proven"
+        && started.is_some_and(|at| now.duration_since(at) >= RAN_MIN)
+        && matches!(
+            approvals.standing(own, &digests(image), now),
+            Standing::Approved(_)
+        )
 }
 
 /// Whether a container of a pod is ready, as its kubelet says.

@@ -14,7 +14,7 @@ use super::{
     cluster::{Cluster, ClusterError},
     config::Settings,
     images,
-    nodes::Nodes,
+    nodes::{Nodes, digests},
     owners,
     plan::{self, Facts, Known, Owner, Plan},
     pods,
@@ -23,7 +23,6 @@ use super::{
     workload::{Change, Kind, LABEL, Target, Workload},
 };
 use crate::{
-    alerts::rollback,
     audit::Who,
     digest::Digest,
     provenance::{Provenance, Subject},
@@ -61,7 +60,6 @@ impl Controller {
     ///
     /// The API server does not give them.
     pub async fn resume(self: &Arc<Self>) -> anyhow::Result<()> {
-        let mut records = Vec::new();
         for kind in Kind::ALL {
             let all = self
                 .cluster
@@ -82,7 +80,9 @@ impl Controller {
                     continue;
                 };
                 match Record::of(&workload) {
-                    Ok(Some(record)) => records.push(record),
+                    Ok(Some(record)) => {
+                        self.ledger().keep(record);
+                    }
                     Ok(None) => {}
                     Err(problem) => {
                         tracing::warn!(workload = %workload.name, problem, "what is written there as an order is none");
@@ -90,15 +90,9 @@ impl Controller {
                 }
             }
         }
-        let unfinished: Vec<Record> = (records.iter())
-            .filter(|record| record.is_running())
-            .cloned()
-            .collect();
-        records.sort_by_key(|record| std::cmp::Reverse(record.began_at));
-        *self.ledger() = Ledger::new(Vec::new());
-        for record in records.into_iter().rev() {
-            self.ledger().keep(record);
-        }
+        let is_running = |record: &&Record| record.is_running();
+        let unfinished: Vec<Record> =
+            (self.ledger().orders().filter(is_running).cloned()).collect();
         for record in unfinished {
             tracing::warn!(
                 order = record.id,
@@ -161,7 +155,7 @@ impl Controller {
 
     async fn apply(self: Arc<Self>, id: String, by: By) -> Result<v1::Rollback, Refusal> {
         let _turn = self.beginning.lock().await;
-        let planned = self.planned(&id)?;
+        let planned = self.ledger().planned(&id, Timestamp::now())?;
         let limits = self.settings.limits();
         (self.ledger()).may_begin(&planned.plan, &limits, Timestamp::now())?;
         let (plan, workload) = self.made(&planned.request).await?;
@@ -235,20 +229,6 @@ impl Controller {
         })
     }
 
-    fn planned(&self, id: &str) -> Result<Planned<Plan>, Refusal> {
-        let ledger = self.ledger();
-        if let Some(record) = ledger.order(id) {
-            return Err(if record.is_running() {
-                Refusal::InFlight(id.to_owned())
-            } else {
-                Refusal::Outdated("it was carried out".to_owned())
-            });
-        }
-        let planned = ledger.plan(id, Timestamp::now());
-        let planned = planned.cloned();
-        planned.ok_or_else(|| Refusal::NoPlan(id.to_owned()))
-    }
-
     /// The plan for a request by what is known now, and the workload that it was made for.
     pub(super) async fn made(&self, request: &Request) -> Result<(Plan, Workload), Refusal> {
         if !self.approvals.is_read() {
@@ -313,13 +293,8 @@ impl Controller {
             let reported = self.nodes.of_pod(&pod.node, &pod.uid, container);
             for container in reported.into_iter().flatten() {
                 findings += container.findings;
-                let image = container.image.unwrap_or_default();
-                let digests = [image.manifest_digest, image.index_digest];
-                let digests = digests.iter().filter_map(|digest| digest.parse().ok());
-                let digests: Vec<Digest> = digests.collect();
-                if !digests.is_empty() {
-                    images.insert(digests);
-                }
+                let digests = container.image.as_ref().map(digests);
+                images.extend(digests.filter(|digests| !digests.is_empty()));
             }
         }
         Ok((images.into_iter().collect(), findings > 0))
@@ -347,9 +322,8 @@ impl Controller {
     /// Writes the alert of an order as it stands.
     pub(super) fn alert(&self, record: &Record) {
         let id = record.id.parse().unwrap_or_default();
-        let told = view::alert(record, id, Timestamp::now());
-        let alert = rollback::build(&told, &self.outlet.node);
-        self.outlet.log.append(alert);
+        self.outlet
+            .raise(&view::alert(record, id, Timestamp::now()));
     }
 
     /// Changes an order, and gives it as it is then.

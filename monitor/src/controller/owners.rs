@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     cluster::{Cluster, ClusterError, JOB, POD, REPLICA_SET},
     plan::{Owner, Unowned},
-    workload::{Container, Kind, Name, Target, Workload},
+    workload::{Kind, Maker, Name, Target, Workload, containers},
 };
 use crate::respond::Refusal;
 
@@ -33,9 +33,9 @@ pub async fn owner(cluster: &Cluster, target: &Target) -> Result<Owner, Refusal>
 
 fn of_workload(workload: Workload) -> Owner {
     // What makes a workload anew, such as an operator's resource, would undo what is done to it.
-    match controller(&workload.object) {
+    match Maker::of(&workload.object) {
         None => Owner::Workload(Box::new(workload)),
-        Some((kind, name)) => Owner::Nothing(Unowned {
+        Some(Maker { kind, name, .. }) => Owner::Nothing(Unowned {
             name: workload.name.to_string(),
             namespace: workload.name.namespace.clone(),
             containers: workload.containers(),
@@ -60,7 +60,7 @@ async fn of_pod(
         Ok(Owner::Nothing(Unowned {
             name: format!("pod/{namespace}/{name}"),
             namespace: namespace.to_owned(),
-            containers: containers(pod),
+            containers: pod.get("spec").map(containers).unwrap_or_default(),
             reason,
             how,
         }))
@@ -74,21 +74,23 @@ async fn of_pod(
             format!("In its manifest on {node} (/etc/kubernetes/manifests by default) set"),
         );
     }
-    let found = match controller(pod) {
+    let found = match Maker::of(pod) {
         None => {
             return unowned(
                 "nothing owns it that would make it anew",
                 "Delete it, and create it again with".to_owned(),
             );
         }
-        Some((kind, owner)) => match kind.as_str() {
+        Some(Maker {
+            kind, name: owner, ..
+        }) => match kind.as_str() {
             "DaemonSet" => workload(Kind::DaemonSet, owner),
             "StatefulSet" => workload(Kind::StatefulSet, owner),
             "ReplicaSet" => {
                 let set = cluster.get(REPLICA_SET, namespace, &owner).await?;
-                match controller(&set) {
-                    Some((kind, owner)) if kind == "Deployment" => {
-                        workload(Kind::Deployment, owner)
+                match Maker::of(&set) {
+                    Some(maker) if maker.kind == "Deployment" => {
+                        workload(Kind::Deployment, maker.name)
                     }
                     _ => {
                         return unowned(
@@ -100,8 +102,8 @@ async fn of_pod(
             }
             "Job" => {
                 let job = cluster.get(JOB, namespace, &owner).await?;
-                match controller(&job) {
-                    Some((kind, owner)) if kind == "CronJob" => workload(Kind::CronJob, owner),
+                match Maker::of(&job) {
+                    Some(maker) if maker.kind == "CronJob" => workload(Kind::CronJob, maker.name),
                     _ => {
                         return unowned(
                             "it is of a Job, whose pods cannot be changed",
@@ -119,24 +121,4 @@ async fn of_pod(
         },
     };
     Ok(of_workload(cluster.workload(&found).await?))
-}
-
-/// The owner that makes an object: its kind and name.
-fn controller(object: &Value) -> Option<(String, String)> {
-    let owners = object.pointer("/metadata/ownerReferences")?.as_array()?;
-    let is_controller = |it: &&Value| it.get("controller") == Some(&Value::Bool(true));
-    let owner = owners.iter().find(is_controller)?;
-    let text = |key: &str| Some(owner.get(key)?.as_str()?.to_owned());
-    Some((text("kind")?, text("name")?))
-}
-
-fn containers(pod: &Value) -> Vec<Container> {
-    let all = pod.pointer("/spec/containers").and_then(Value::as_array);
-    let one = |it: &Value| {
-        Some(Container {
-            name: it.get("name")?.as_str()?.to_owned(),
-            image: it.get("image")?.as_str()?.to_owned(),
-        })
-    };
-    all.into_iter().flatten().filter_map(one).collect()
 }

@@ -1,5 +1,7 @@
 //! What a rollback of a workload would do: a pure function of what is asked for and what is known.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +52,7 @@ pub struct Facts {
     /// The namespace of the controller itself.
     pub own_namespace: String,
     /// What was said of images.
-    pub approvals: Approvals,
+    pub approvals: Arc<Approvals>,
     /// Digests that ran ready in this workload.
     pub ran: Vec<Digest>,
     /// The images that nodes report of its pods now, each by its manifest's digest and then its index's.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     cluster::{Cluster, ClusterError, POD, REPLICA_SET},
-    workload::{Kind, Workload},
+    workload::{Kind, Maker, Workload, containers},
 };
 
 /// Pods of one workload that are read.
@@ -41,19 +41,21 @@ pub async fn of(cluster: &Cluster, workload: &Workload) -> Result<Vec<Pod>, Clus
     let mut owned: BTreeMap<String, bool> = BTreeMap::new();
     let mut pods = Vec::new();
     for object in objects.iter().filter(|object| !has_ended(object)) {
-        let Some((uid, name)) = owner(object) else {
+        let Some(maker) = Maker::of(object) else {
             continue;
         };
-        let is_own = match (workload.name.kind, owned.get(&uid)) {
+        let is_own = match (workload.name.kind, owned.get(&maker.uid)) {
             (_, Some(known)) => *known,
-            (Kind::Deployment, None) => match cluster.get(REPLICA_SET, namespace, &name).await {
-                Ok(set) => owner(&set).is_some_and(|(uid, _)| uid == workload.uid()),
-                Err(ClusterError::NotFound(_)) => false,
-                Err(error) => return Err(error),
-            },
-            (_, None) => uid == workload.uid(),
+            (Kind::Deployment, None) => {
+                match cluster.get(REPLICA_SET, namespace, &maker.name).await {
+                    Ok(set) => Maker::of(&set).is_some_and(|it| it.uid == workload.uid()),
+                    Err(ClusterError::NotFound(_)) => false,
+                    Err(error) => return Err(error),
+                }
+            }
+            (_, None) => maker.uid == workload.uid(),
         };
-        owned.insert(uid, is_own);
+        owned.insert(maker.uid, is_own);
         if is_own {
             pods.push(pod(object));
         }
@@ -67,17 +69,13 @@ fn has_ended(object: &Value) -> bool {
         || ["Succeeded", "Failed"].contains(&phase.as_str())
 }
 
-/// Uid and name of what made an object.
-fn owner(object: &Value) -> Option<(String, String)> {
-    let owners = object.pointer("/metadata/ownerReferences")?.as_array()?;
-    let is_controller = |it: &&Value| it.get("controller") == Some(&Value::Bool(true));
-    let owner = owners.iter().find(is_controller)?;
-    Some((text(owner, "/uid"), text(owner, "/name")))
+/// Whether an object is the pod of this uid, on this node.
+pub fn is_on(object: &Value, uid: &str, node: &str) -> bool {
+    text(object, "/metadata/uid") == uid && text(object, "/spec/nodeName") == node
 }
 
 fn pod(object: &Value) -> Pod {
-    let containers = object.pointer("/spec/containers").and_then(Value::as_array);
-    let containers = containers.into_iter().flatten();
+    let containers = object.get("spec").map(containers).unwrap_or_default();
     let statuses = object.pointer("/status/containerStatuses");
     let statuses = statuses.and_then(Value::as_array).into_iter().flatten();
     let mut waiting = statuses.filter_map(|it| it.pointer("/state/waiting/reason")?.as_str());
@@ -86,7 +84,8 @@ fn pod(object: &Value) -> Pod {
         uid: text(object, "/metadata/uid"),
         node: text(object, "/spec/nodeName"),
         images: containers
-            .map(|it| (text(it, "/name"), text(it, "/image")))
+            .into_iter()
+            .map(|it| (it.name, it.image))
             .collect(),
         // Of ones that start nobody needs to be told.
         waiting: waiting

@@ -109,6 +109,15 @@ impl Record {
         self.begun.push((step, now));
     }
 
+    /// Something went wrong, maybe not the first.
+    pub fn note_failure(&mut self, reason: &str) {
+        if self.failure.is_empty() {
+            reason.clone_into(&mut self.failure);
+        } else {
+            self.failure = format!("{}; then {reason}", self.failure);
+        }
+    }
+
     /// When the present step began.
     pub fn since(&self) -> Timestamp {
         let found = self.begun.iter().find(|(begun, _)| *begun == self.step);

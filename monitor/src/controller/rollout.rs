@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{
     approval::Standing,
-    audit::{Call, Outcome},
     containers::repository,
     respond::{Kept as _, OnFailure, State},
 };
@@ -33,10 +32,8 @@ const ATTEMPTS_MAX: u32 = 20;
 enum Stop {
     /// It went wrong: what was said to be done then is done.
     Failed(String),
-    /// Somebody else changed the workload: it is theirs, and left alone.
-    Changed(String),
-    /// It cannot be written, since the workload is not there, or another order is.
-    Gone(String),
+    /// The workload is somebody else's now, or gone, or cannot be written: it is left alone.
+    Left(String),
 }
 
 impl Controller {
@@ -77,10 +74,10 @@ impl Controller {
         let standing = approvals.standing(own, &[plan.to], Timestamp::now());
         if !matches!(standing, Standing::Approved(_)) {
             let problem = format!("{} is {} now", plan.to, standing.name());
-            return Err(Stop::Changed(problem));
+            return Err(Stop::Left(problem));
         }
         let workload = self.workload(record).await?;
-        self.is_own(record, &workload, &plan.to_reference)
+        is_own(record, &workload, &plan.to_reference)
     }
 
     async fn go_on(&self, id: &str, step: Step) {
@@ -96,7 +93,7 @@ impl Controller {
         let seconds = self.settings.rollout_seconds;
         loop {
             let workload = self.workload(record).await?;
-            self.is_own(record, &workload, image)?;
+            is_own(record, &workload, image)?;
             let far = match workload.rollout() {
                 Rollout::Done | Rollout::Next => return Ok(()),
                 // Of pods that are to go it does not matter whether they came to be ready.
@@ -114,7 +111,7 @@ impl Controller {
                     wanted,
                 } => format!("of {wanted} pods {updated} are new and {available} available"),
             };
-            if left(record, seconds).is_none() {
+            if is_over(record, seconds) {
                 let trouble = self.trouble(&workload).await;
                 return Err(Stop::Failed(format!(
                     "the rollout was not done within {seconds} s: {far}{trouble}"
@@ -140,7 +137,7 @@ impl Controller {
         loop {
             reports.mark_unchanged();
             let workload = self.workload(record).await?;
-            self.is_own(record, &workload, &plan.to_reference)?;
+            is_own(record, &workload, &plan.to_reference)?;
             let missing = match pods::of(&self.cluster, &workload).await {
                 Err(error) => error.to_string(),
                 Ok(pods) => match self.proven(record, &pods, workload.pods_wanted())? {
@@ -148,7 +145,7 @@ impl Controller {
                     Some(missing) => missing,
                 },
             };
-            if left(record, seconds).is_none() {
+            if is_over(record, seconds) {
                 return Err(Stop::Failed(format!(
                     "what runs was not proven within {seconds} s: {missing}"
                 )));
@@ -195,17 +192,9 @@ impl Controller {
 
     /// What becomes of an order that went wrong at a step.
     async fn fail(&self, id: &str, step: Step, stop: Stop) {
-        let reason = match &stop {
-            Stop::Failed(reason) | Stop::Changed(reason) | Stop::Gone(reason) => reason.clone(),
-        };
+        let (Stop::Failed(reason) | Stop::Left(reason)) = &stop;
         tracing::warn!(order = id, step = step.name(), reason, "rollback");
-        let noted = self.update(id, |record| {
-            if record.failure.is_empty() {
-                record.failure.clone_from(&reason);
-            } else {
-                record.failure = format!("{}; then {reason}", record.failure);
-            }
-        });
+        let noted = self.update(id, |record| record.note_failure(reason));
         let Some(record) = noted else { return };
         let is_first = matches!(step, Step::Apply | Step::Rollout | Step::Verify);
         let next = match (stop, record.plan.on_failure) {
@@ -222,11 +211,10 @@ impl Controller {
             Step::PutBack => &record.plan.from_reference,
             _ => &record.plan.to_reference,
         };
-        if let Err(stop) = self.write(&record, Some(image)).await {
-            let (Stop::Failed(reason) | Stop::Changed(reason) | Stop::Gone(reason)) = stop;
-            self.update(id, |record| {
-                record.failure = format!("{}; then {reason}", record.failure);
-            });
+        if let Err(Stop::Failed(reason) | Stop::Left(reason)) =
+            self.write(&record, Some(image)).await
+        {
+            self.update(id, |record| record.note_failure(&reason));
             self.end(id, State::Held).await;
         }
     }
@@ -249,18 +237,8 @@ impl Controller {
         let sentence = view::sentence(&record);
         tracing::warn!(order = id, state = state.name(), sentence, "rollback ended");
         self.alert(&record);
-        let outcome = match state {
-            State::Done => Outcome::Done,
-            _ => Outcome::Failed,
-        };
-        let object = format!("order/{id}");
-        let call = Call {
-            method: "Rollback",
-            object: &object,
-            detail: &sentence,
-        };
-        let who = record.by.clone().into();
-        self.outlet.audit.note(&who, call, outcome).await;
+        let by = record.by.clone();
+        self.outlet.note_end(id, by, state, &sentence).await;
     }
 
     /// The workload as it is now.
@@ -269,11 +247,11 @@ impl Controller {
         loop {
             match self.cluster.workload(name).await {
                 Ok(workload) if workload.uid() != record.plan.uid => {
-                    return Err(Stop::Gone(format!("{name} was deleted and created again")));
+                    return Err(Stop::Left(format!("{name} was deleted and created again")));
                 }
                 Ok(workload) => return Ok(workload),
                 Err(ClusterError::NotFound(_)) => {
-                    return Err(Stop::Gone(format!("{name} was deleted")));
+                    return Err(Stop::Left(format!("{name} was deleted")));
                 }
                 // The API server comes back; until then nothing can be done or known. Without it this
                 // controller soon leads no more, and ends.
@@ -285,56 +263,16 @@ impl Controller {
         }
     }
 
-    /// Whether a workload is as this order has made it.
-    fn is_own(&self, record: &Record, workload: &Workload, image: &str) -> Result<(), Stop> {
-        let written = Record::of(workload);
-        if !written.is_ok_and(|it| it.is_some_and(|it| it.id == record.id)) {
-            let problem = "the order is not written at the workload any more".to_owned();
-            return Err(Stop::Gone(problem));
-        }
-        let containers = workload.containers();
-        let own = containers
-            .iter()
-            .find(|it| it.name == record.plan.container);
-        match own {
-            Some(container) if container.image == image => Ok(()),
-            Some(container) => Err(Stop::Changed(format!(
-                "somebody has had it name {} meanwhile",
-                container.image
-            ))),
-            None => {
-                let name = &record.plan.container;
-                Err(Stop::Changed(format!(
-                    "it has no container {name} any more"
-                )))
-            }
-        }
-    }
-
     /// Writes the order at its workload, which is to name `image`, or what it names now.
     async fn write(&self, record: &Record, image: Option<&str>) -> Result<(), Stop> {
         let text = record.written();
         let is_stopped = record.step == Step::Halt;
         for _ in 0..ATTEMPTS_MAX {
             let workload = self.workload(record).await?;
-            let written = Record::of(&workload);
-            if !written.is_ok_and(|it| it.is_some_and(|it| it.id == record.id)) {
-                let problem = "the order is not written at the workload any more".to_owned();
-                return Err(Stop::Gone(problem));
-            }
-            let containers = workload.containers();
-            let own = containers
-                .iter()
-                .find(|it| it.name == record.plan.container);
-            let Some(own) = own else {
-                let name = &record.plan.container;
-                return Err(Stop::Changed(format!(
-                    "it has no container {name} any more"
-                )));
-            };
+            let named = named(record, &workload)?;
             let change = Change {
                 container: &record.plan.container,
-                image: image.unwrap_or(&own.image),
+                image: image.unwrap_or(&named),
                 record: &text,
                 state: record.state.name(),
                 is_stopped,
@@ -354,13 +292,36 @@ impl Controller {
         }
         let problem =
             format!("{ATTEMPTS_MAX} attempts to write the order at its workload were in vain");
-        Err(Stop::Changed(problem))
+        Err(Stop::Left(problem))
     }
 }
 
-/// The time that is left for the present step; `None` if it is over.
-fn left(record: &Record, seconds: u32) -> Option<SignedDuration> {
+/// The image that a workload names where this order is written.
+fn named(record: &Record, workload: &Workload) -> Result<String, Stop> {
+    let written = Record::of(workload);
+    if !written.is_ok_and(|it| it.is_some_and(|it| it.id == record.id)) {
+        let problem = "the order is not written at the workload any more".to_owned();
+        return Err(Stop::Left(problem));
+    }
+    let name = &record.plan.container;
+    let mut containers = workload.containers().into_iter();
+    let own = containers.find(|it| it.name == *name);
+    let own = own.ok_or_else(|| Stop::Left(format!("it has no container {name} any more")))?;
+    Ok(own.image)
+}
+
+/// Whether a workload is as this order has made it.
+fn is_own(record: &Record, workload: &Workload, image: &str) -> Result<(), Stop> {
+    let named = named(record, workload)?;
+    if named == image {
+        return Ok(());
+    }
+    let problem = format!("somebody has had it name {named} meanwhile");
+    Err(Stop::Left(problem))
+}
+
+/// Whether the time for the present step is over.
+fn is_over(record: &Record, seconds: u32) -> bool {
     let spent = Timestamp::now().duration_since(record.since());
-    let left = SignedDuration::from_secs(seconds.into()) - spent;
-    left.is_positive().then_some(left)
+    spent >= SignedDuration::from_secs(seconds.into())
 }

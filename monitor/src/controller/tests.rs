@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -22,7 +24,7 @@ fn digest(word: &str) -> Digest {
 }
 
 /// `+a -b`: approved and revoked, one second after the other.
-fn approvals(said: &str) -> Approvals {
+fn approvals(said: &str) -> Arc<Approvals> {
     let statement = |(at, word): (usize, &str)| Statement {
         digest: digest(&word[1..]),
         state: if word.starts_with('+') {
@@ -42,7 +44,7 @@ fn approvals(said: &str) -> Approvals {
         ..statement((1, "+other"))
     };
     let other = Document::of("registry.example/db", vec![other]).unwrap();
-    Approvals::new([&own, &other]).unwrap()
+    Arc::new(Approvals::new([&own, &other]).unwrap())
 }
 
 fn workload(kind: Kind, image: &str) -> Workload {

@@ -173,7 +173,7 @@ pub(super) fn alert(record: &Record, id: Ulid, at: Timestamp) -> Rollback {
 }
 
 /// The container of a workload that a plan is about.
-pub(super) fn container(plan: &Plan) -> v1::alert::Container {
+fn container(plan: &Plan) -> v1::alert::Container {
     v1::alert::Container {
         name: plan.container.clone(),
         kind: "container".to_owned(),

@@ -149,6 +149,44 @@ pub struct Container {
     pub image: String,
 }
 
+/// The containers of a pod's specification.
+pub fn containers(pod: &Value) -> Vec<Container> {
+    let all = pod.get("containers").and_then(Value::as_array);
+    let one = |it: &Value| {
+        Some(Container {
+            name: it.get("name")?.as_str()?.to_owned(),
+            image: it.get("image")?.as_str()?.to_owned(),
+        })
+    };
+    all.into_iter().flatten().filter_map(one).collect()
+}
+
+/// What makes an object anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maker {
+    /// Its kind.
+    pub kind: String,
+    /// Its name, in the namespace of the object.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+}
+
+impl Maker {
+    /// By the object's owner references; `None` if nothing does.
+    pub fn of(object: &Value) -> Option<Self> {
+        let owners = object.pointer("/metadata/ownerReferences")?.as_array()?;
+        let is_controller = |it: &&Value| it.get("controller") == Some(&Value::Bool(true));
+        let owner = owners.iter().find(is_controller)?;
+        let text = |key: &str| Some(owner.get(key)?.as_str()?.to_owned());
+        Some(Self {
+            kind: text("kind")?,
+            name: text("name")?,
+            uid: text("uid")?,
+        })
+    }
+}
+
 /// A workload as the API server has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -194,15 +232,8 @@ impl Workload {
 
     /// The containers that its pods go on with, without those that only come before.
     pub fn containers(&self) -> Vec<Container> {
-        let pointer = format!("{}/containers", self.name.kind.pods());
-        let all = self.object.pointer(&pointer).and_then(Value::as_array);
-        let one = |it: &Value| {
-            Some(Container {
-                name: it.get("name")?.as_str()?.to_owned(),
-                image: it.get("image")?.as_str()?.to_owned(),
-            })
-        };
-        all.into_iter().flatten().filter_map(one).collect()
+        let pods = self.object.pointer(self.name.kind.pods());
+        pods.map(containers).unwrap_or_default()
     }
 
     /// The volumes that its pods keep when they are replaced, by name.
@@ -320,12 +351,6 @@ impl Workload {
 
     /// How far the replacement of its pods is.
     pub fn rollout(&self) -> Rollout {
-        if self.number("/status/observedGeneration") < self.generation() {
-            return match self.name.kind {
-                Kind::CronJob => Rollout::Next,
-                _ => Rollout::Unseen,
-            };
-        }
         let wanted = self.pods_wanted();
         let (all, updated, available) = match self.name.kind {
             Kind::CronJob => return Rollout::Next,
@@ -349,14 +374,17 @@ impl Workload {
                 self.number("/status/numberAvailable"),
             ),
         };
+        if self.number("/status/observedGeneration") < self.generation() {
+            return Rollout::Unseen;
+        }
         // Old pods that have not ended are there as well, and count.
         if updated >= wanted && available >= wanted && all <= updated {
             return Rollout::Done;
         }
         let conditions = self.object.pointer("/status/conditions");
-        let conditions = conditions.and_then(Value::as_array).into_iter().flatten();
+        let mut conditions = conditions.and_then(Value::as_array).into_iter().flatten();
         let text = |it: &Value, key: &str| Some(it.get(key)?.as_str()?.to_owned());
-        let stuck = conditions.clone().find(|it| {
+        let stuck = conditions.find(|it| {
             text(it, "type").as_deref() == Some("Progressing")
                 && text(it, "reason").as_deref() == Some("ProgressDeadlineExceeded")
         });

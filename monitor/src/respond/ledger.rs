@@ -180,6 +180,26 @@ impl<R: Kept> Ledger<R> {
         found.filter(|planned| !has_expired(planned, now))
     }
 
+    /// A plan that may be carried out, as far as the ledger knows.
+    ///
+    /// # Errors
+    ///
+    /// It is carried out already, or none is kept at `now`.
+    pub fn planned(&self, id: &str, now: Timestamp) -> Result<Planned<R::Plan>, Refusal>
+    where
+        R::Plan: Clone,
+    {
+        if let Some(record) = self.order(id) {
+            return Err(if record.is_running() {
+                Refusal::InFlight(id.to_owned())
+            } else {
+                Refusal::Outdated("it was carried out".to_owned())
+            });
+        }
+        let planned = self.plan(id, now).cloned();
+        planned.ok_or_else(|| Refusal::NoPlan(id.to_owned()))
+    }
+
     /// Forgets a plan.
     pub fn remove_plan(&mut self, id: &str) -> Option<Planned<R::Plan>> {
         self.plans.remove(id)

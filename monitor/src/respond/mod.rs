@@ -9,6 +9,7 @@ pub mod execute;
 pub mod history;
 pub mod ledger;
 pub mod order;
+mod outlet;
 pub mod plan;
 pub mod progress;
 pub mod record;
@@ -37,6 +38,7 @@ pub use self::{
     history::Seen,
     ledger::{Kept, Ledger, Limits, Settings, Subject},
     order::{By, OnFailure, Order, Planned, REASON_BYTES_MAX, Refusal, Request},
+    outlet::Outlet,
     plan::{Facts, Held, Pull, Signature, Supply, target},
     progress::State,
     supervisor::refuse_workload,
@@ -47,12 +49,7 @@ use self::{
     progress::Next,
     record::{Record, Store},
 };
-use crate::{
-    alerts::{AlertLog, NodeFacts, rollback},
-    audit::{Audit, Call, Outcome, Who},
-    containerd::Client,
-    registry::Registry,
-};
+use crate::{audit::Who, containerd::Client, registry::Registry};
 
 /// How often it is looked at what runs.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -72,17 +69,6 @@ pub trait Source: Send + Sync + 'static {
 
     /// The containers that run, of images that are proven.
     fn running(&self) -> impl Future<Output = Vec<Seen>> + Send;
-}
-
-/// Where alerts of rollbacks go.
-#[derive(Clone, Debug)]
-pub struct Outlet {
-    /// The log of alerts.
-    pub log: AlertLog,
-    /// What the node puts into each of them.
-    pub node: NodeFacts,
-    /// The audit log.
-    pub audit: Audit,
 }
 
 /// Takes orders and carries them out, each in a task of its own.
@@ -222,7 +208,7 @@ impl<S: Source> Responder<S> {
     }
 
     async fn apply(self: Arc<Self>, id: String, by: By) -> Result<v1::Rollback, Refusal> {
-        let planned = self.planned(&id)?;
+        let planned = self.ledger().planned(&id, Timestamp::now())?;
         self.ledger()
             .may_begin(&planned.plan, &self.settings.limits(), Timestamp::now())?;
         let plan = self.made(&planned.request).await?;
@@ -284,21 +270,6 @@ impl<S: Source> Responder<S> {
         let saved = self.save(id, Vec::new()).await;
         saved.map_err(|error| Refusal::Failed(error.to_string()))?;
         Ok(view::order(&record))
-    }
-
-    fn planned(&self, id: &str) -> Result<Planned<plan::Plan>, Refusal> {
-        let ledger = self.ledger();
-        if let Some(record) = ledger.order(id) {
-            return Err(if record.state == State::Running {
-                Refusal::InFlight(id.to_owned())
-            } else {
-                Refusal::Outdated("it was carried out".to_owned())
-            });
-        }
-        let planned = ledger.plan(id, Timestamp::now());
-        planned
-            .cloned()
-            .ok_or_else(|| Refusal::NoPlan(id.to_owned()))
     }
 
     /// The plan for a request, by what is known now.
@@ -389,18 +360,8 @@ impl<S: Source> Responder<S> {
         let sentence = view::sentence(&record);
         tracing::warn!(order = id, state = state.name(), sentence, "rollback ended");
         self.alert(&record);
-        let outcome = match state {
-            State::Done => Outcome::Done,
-            _ => Outcome::Failed,
-        };
-        let object = format!("order/{id}");
-        let call = Call {
-            method: "Rollback",
-            object: &object,
-            detail: &sentence,
-        };
-        let who = record.by.clone().into();
-        self.outlet.audit.note(&who, call, outcome).await;
+        let by = record.by.clone();
+        self.outlet.note_end(id, by, state, &sentence).await;
         if state == State::Done {
             let plan = &record.plan;
             let workload = workload(&plan.namespace, &plan.container);
@@ -451,9 +412,8 @@ impl<S: Source> Responder<S> {
 
     fn alert(&self, record: &Record) {
         let id = record.id.parse().unwrap_or_default();
-        let told = view::alert(record, id, Timestamp::now());
-        let alert = rollback::build(&told, &self.outlet.node);
-        self.outlet.log.append(alert);
+        self.outlet
+            .raise(&view::alert(record, id, Timestamp::now()));
     }
 
     /// Changes an order, and gives it as it is then.

@@ -67,6 +67,25 @@ impl Cluster {
         &self.namespace
     }
 
+    /// A Deployment of two containers in the test's own namespace, the first of this image.
+    pub fn web(&self, image: &str) -> Value {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "web", "namespace": self.namespace(), "labels": {"app": "web"}},
+            "spec": {
+                "replicas": 2,
+                "selector": {"matchLabels": {"app": "web"}},
+                "template": {
+                    "metadata": {"labels": {"app": "web"}},
+                    "spec": {"containers": [
+                        {"name": "web", "image": image, "env": [{"name": "A", "value": "1"}]},
+                        {"name": "log", "image": "example.invalid/log:1"},
+                    ]},
+                },
+            },
+        })
+    }
+
     /// The server, for what cannot be asked of a real one; `None` there.
     pub fn server(&self) -> Option<&Server> {
         self.server.as_ref()
