@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    containerd::Process,
     poll::{Deadline, PATIENCE},
+    process::Process,
 };
 
 /// How many alerts an error shows.

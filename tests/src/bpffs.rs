@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::containerd::output;
+use crate::process::output;
 
 /// A bpffs of its own: what is pinned there goes with it.
 #[derive(Debug)]

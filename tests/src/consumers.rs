@@ -323,7 +323,7 @@ impl Read {
 ///
 /// A stream ends or is silent, or something else does not work.
 pub fn run(plan: Plan) -> Result<Figures> {
-    let _alone = Alone::wait();
+    let _alone = Alone::wait()?;
     let containerd = Containerd::start()?;
     containerd.import(&image::base(BASE)?)?;
     let directory = containerd.directory().join("monitord");

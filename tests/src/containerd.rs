@@ -3,17 +3,17 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::Write as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::{Mutex, OnceLock, PoisonError},
+    process::{Command, Stdio},
+    sync::OnceLock,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     image::Image,
-    poll::{PATIENCE, TEARDOWN, until},
+    poll::{PATIENCE, until},
+    process::{Process, feed, output},
     scratch::Scratch,
 };
 
@@ -337,101 +337,5 @@ impl Run {
 
     fn tail(&self) -> impl Iterator<Item = &String> {
         [&self.image, &self.id].into_iter().chain(&self.arguments)
-    }
-}
-
-/// Runs a command to its end; its standard output, or an error with all it said.
-pub fn output(command: &mut Command) -> Result<String> {
-    let line = format!("{command:?}");
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {line}"))?;
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(
-        output.status.success(),
-        "{line} ended with {}: {stdout}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(stdout)
-}
-
-/// Runs a command to its end with `input` as its standard input.
-fn feed(command: &mut Command, input: &[u8]) -> Result<()> {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {command:?}"))?;
-    // Dropped when it is written, which ends the input. An error shows in how the command ends.
-    let written = child
-        .stdin
-        .take()
-        .context("its input is not piped")?
-        .write_all(input);
-    let output = child.wait_with_output()?;
-    ensure!(
-        output.status.success(),
-        "{command:?} ended with {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    written.with_context(|| format!("cannot write to {command:?}"))
-}
-
-/// A child process that is never left unreaped.
-#[derive(Debug, Default)]
-pub struct Process(Mutex<Option<Child>>);
-
-impl Process {
-    /// Takes over a child; one that was held before is killed.
-    pub fn set(&self, child: Child) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mut old) = held.replace(child) {
-            let _ = old.kill();
-            let _ = old.wait();
-        }
-    }
-
-    /// Its process id, if there is one.
-    pub fn id(&self) -> Option<u32> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map(Child::id)
-    }
-
-    /// Its end, if it has ended.
-    pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(match held.as_mut() {
-            Some(child) => child.try_wait()?,
-            None => None,
-        })
-    }
-
-    /// Waits for its end, up to [`TEARDOWN`].
-    pub fn wait(&self) -> Result<ExitStatus> {
-        until("a process to end", TEARDOWN, || {
-            self.try_wait()?.context("it still runs")
-        })
-    }
-
-    /// Kills and reaps it.
-    pub fn kill(&self) -> Result<()> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut child) = held {
-            child.kill()?;
-            child.wait()?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.kill();
     }
 }

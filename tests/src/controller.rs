@@ -28,9 +28,9 @@ use tonic::{
 use crate::{
     alerts::text,
     authority::Authority,
-    containerd::Process,
     daemon::program,
     poll::{Deadline, PATIENCE, until},
+    process::{Process, finish},
 };
 
 /// Messages of a node that wait to be sent.
@@ -125,12 +125,9 @@ impl Controller {
     }
 
     fn monitorctl_at(&self, address: &str, words: &[&str]) -> Result<(i32, Vec<Value>, String)> {
-        let done = Command::new(program("MONITORCTL", "monitorctl")?)
-            .args(["--address", address])
-            .args(words)
-            .args(["-o", "json"])
-            .stdin(Stdio::null())
-            .output()?;
+        let mut command = Command::new(program("MONITORCTL", "monitorctl")?);
+        command.args(["--address", address]).args(words);
+        let done = finish(command.args(["-o", "json"]).stdin(Stdio::null()))?;
         let printed = String::from_utf8(done.stdout)?;
         let lines = printed.lines().map(serde_json::from_str);
         let status = done.status.code().context("killed")?;

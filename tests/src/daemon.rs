@@ -18,8 +18,9 @@ use serde_json::Value;
 
 use crate::{
     alerts::{Alerts, text},
-    containerd::{Containerd, Process, output},
+    containerd::Containerd,
     poll::{Deadline, PATIENCE, until},
+    process::{Process, output},
 };
 
 /// The node name that the daemon is given.
@@ -171,11 +172,9 @@ impl Daemon {
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<Vec<Value>> {
-        let said = output(
-            self.monitorctl_command()?
-                .args(arguments)
-                .args(["-o", "json"]),
-        )?;
+        let mut command = self.monitorctl_command()?;
+        let said = output(command.args(arguments).args(["-o", "json"]));
+        let said = said.with_context(|| self.log())?;
         said.lines()
             .map(|line| Ok(serde_json::from_str(line)?))
             .collect()

@@ -74,7 +74,7 @@ impl Display for Figures {
 ///
 /// An alert does not come, or something that it needs does not do its work.
 pub fn run(execs: usize) -> Result<Figures> {
-    let _alone = Alone::wait();
+    let _alone = Alone::wait()?;
     let containerd = Containerd::start()?;
     containerd.import(&image::base(BASE)?)?;
     let directory = containerd.directory().join("monitord");

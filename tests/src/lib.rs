@@ -21,6 +21,7 @@ pub mod layer;
 pub mod nats;
 pub mod orders;
 pub mod poll;
+pub mod process;
 pub mod programs;
 pub mod registry;
 pub mod scratch;

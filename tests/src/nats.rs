@@ -20,8 +20,8 @@ use tempfile::TempDir;
 
 use crate::{
     authority::Authority,
-    containerd::Process,
     poll::{PATIENCE, until},
+    process::Process,
     skip::server,
 };
 

@@ -17,6 +17,7 @@ use crate::{
     daemon::Daemon,
     image::Image,
     poll::{Deadline, PATIENCE, until},
+    process::finish,
 };
 
 /// What orders are given to.
@@ -37,7 +38,7 @@ impl Orders<'_> {
 
     /// `monitorctl rollback`: its exit status, and what it printed or said.
     pub fn rollback(&self, words: &[&str]) -> Result<(i32, Value, String)> {
-        let done = self.command(words)?.output()?;
+        let done = finish(&mut self.command(words)?)?;
         let printed = String::from_utf8_lossy(&done.stdout).into_owned();
         let printed = printed.lines().last().unwrap_or("null");
         let said = String::from_utf8_lossy(&done.stderr).into_owned();

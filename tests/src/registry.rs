@@ -14,9 +14,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tempfile::TempDir;
 
 use crate::{
-    containerd::Process,
     image::Image,
     poll::{PATIENCE, until},
+    process::Process,
     skip::server,
 };
 

@@ -25,7 +25,7 @@ pub struct Sleeper {
 impl Sleeper {
     /// Starts containerd and the container.
     pub fn start() -> Result<Self> {
-        let alone = Alone::wait();
+        let alone = Alone::wait()?;
         let containerd = Containerd::start()?;
         containerd.import(&image::base(BASE)?)?;
         let run = Run::new(BASE, ID).arguments(["/bin/sleep", "600"]);

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use crate::containerd::output;
+use crate::process::output;
 
 /// A tmpfs of a few bytes, until it is dropped.
 #[derive(Debug)]

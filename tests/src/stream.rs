@@ -24,10 +24,11 @@ use serde_json::Value;
 use crate::{
     authority::Authority,
     bpffs::Bpffs,
-    containerd::{Containerd, Process, Run},
+    containerd::{Containerd, Run},
     daemon::{Daemon, program},
     http, image,
     poll::{Deadline, PATIENCE, until},
+    process::Process,
     world::{Alone, BASE},
 };
 
@@ -147,7 +148,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Result<Self> {
-        let alone = Alone::wait();
+        let alone = Alone::wait()?;
         let containerd = Containerd::start()?;
         containerd.import(&image::base(BASE)?)?;
         let directory = containerd.directory().to_owned();

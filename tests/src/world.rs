@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fs,
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -55,7 +55,14 @@ impl World {
         config: &str,
         prepare: impl FnOnce(&Containerd) -> Result<()>,
     ) -> Result<Self> {
-        let alone = Alone::wait();
+        Self::start_alone(Alone::wait()?, config, prepare)
+    }
+
+    fn start_alone(
+        alone: Alone,
+        config: &str,
+        prepare: impl FnOnce(&Containerd) -> Result<()>,
+    ) -> Result<Self> {
         let containerd = Containerd::start()?;
         let base = image::base(BASE)?;
         containerd.import(&base)?;
@@ -223,9 +230,38 @@ pub struct Alone(());
 static TAKEN: Mutex<bool> = Mutex::new(false);
 static RETURNED: Condvar = Condvar::new();
 
+/// Whose worlds the tests of this process use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Worlds {
+    /// Each test starts its own, in turn.
+    Own,
+    /// The first that starts is kept to the process's end, so that no other ever has its turn.
+    Shared,
+}
+
+static WORLDS: OnceLock<Worlds> = OnceLock::new();
+
+impl Worlds {
+    /// Fails whatever the order in which tests run, where a mixture would hang in some.
+    fn agree(self) -> Result<()> {
+        ensure!(
+            *WORLDS.get_or_init(|| self) == self,
+            "some tests of this binary share a world and some start their own, which would wait for \
+             the shared one without end: move them to another file"
+        );
+        Ok(())
+    }
+}
+
 impl Alone {
-    /// Waits until no other test of this process has it.
-    pub fn wait() -> Self {
+    /// Waits until no other test of this process has it. Fails if tests of this process share a
+    /// world.
+    pub fn wait() -> Result<Self> {
+        Worlds::Own.agree()?;
+        Ok(Self::take())
+    }
+
+    fn take() -> Self {
         let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
         while *taken {
             taken = RETURNED.wait(taken).unwrap_or_else(PoisonError::into_inner);
@@ -243,8 +279,9 @@ impl Drop for Alone {
 }
 
 /// The world of this test binary. Made by the first test that asks; removed when the process
-/// ends.
+/// ends. No test of the binary may start its own.
 pub fn shared() -> Result<Arc<World>> {
+    Worlds::Shared.agree()?;
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     let world = shared.get_or_insert_with(|| {
         // Statics are not dropped, and the world must not outlive the process.
@@ -253,7 +290,7 @@ pub fn shared() -> Result<Arc<World>> {
         if unsafe { libc::atexit(remove_shared) } != 0 {
             return Err("cannot register the removal of the shared world".to_owned());
         }
-        World::start()
+        World::start_alone(Alone::take(), "", |_| Ok(()))
             .map(Arc::new)
             .map_err(|error| format!("{error:#}"))
     });

@@ -14,6 +14,7 @@ use tests::{
     image::{self, Image},
     layer::{Attributes, Layer},
     poll::{PATIENCE, until},
+    process::finish,
     require,
     world::{BASE, World},
 };
@@ -61,7 +62,7 @@ fn approve(world: &World, digest: &str, more: &[&str]) -> Result<Vec<Value>> {
 
 fn exit_status(world: &World, words: &[&str]) -> Result<(i32, String)> {
     let mut command = world.daemon.monitorctl_command()?;
-    let done = command.arg("approval").args(words).output()?;
+    let done = finish(command.arg("approval").args(words))?;
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     Ok((done.status.code().context("killed")?, said))
 }

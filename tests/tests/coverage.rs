@@ -185,7 +185,7 @@ fn coverage_begins_with_the_daemon_and_other_containers_are_not_affected() -> Re
 #[test]
 fn the_daemon_sees_what_it_executes_itself() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
-    let _alone = Alone::wait();
+    let _alone = Alone::wait()?;
     let containerd = Containerd::start()?;
     let daemon = Daemon::start(
         &containerd.address(),

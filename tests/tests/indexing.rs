@@ -14,7 +14,7 @@ use tests::{
     poll::{PATIENCE, until},
     require,
     small::Small,
-    world::{Alone, BASE, shared},
+    world::{Alone, BASE, World},
 };
 
 const SLOW: &str = "example.invalid/slow:1";
@@ -35,7 +35,7 @@ struct Node {
 
 impl Node {
     fn start() -> Result<Self> {
-        let alone = Alone::wait();
+        let alone = Alone::wait()?;
         let containerd = Containerd::start()?;
         let layers = [
             image::base_layer()?,
@@ -309,7 +309,7 @@ fn no_doubt(daemon: &Daemon) -> Result<()> {
 #[test]
 fn the_index_goes_with_the_image() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
-    let world = shared()?;
+    let world = World::start()?;
     let own = Layer::new().program("own", b"of this image alone");
     let layers = [image::base_layer()?, own];
     let reference = "example.invalid/goes:1";

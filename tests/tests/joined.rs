@@ -14,6 +14,7 @@ use tests::{
     joined::Known,
     layer::{Attributes, Layer},
     poll::{PATIENCE, until},
+    process::finish,
     require,
     served::{certificates, section},
     sleeper::Sleeper,
@@ -105,7 +106,7 @@ fn check_owned(daemon: &Daemon, image: &Image) -> Result<()> {
     for words in [["approve", &by_name], ["revoke", &image.manifest_digest]] {
         let mut command = daemon.monitorctl_command()?;
         let said = command.arg("approval").args(words);
-        let done = said.args(["--reason", "by hand"]).output()?;
+        let done = finish(said.args(["--reason", "by hand"]))?;
         let told = String::from_utf8_lossy(&done.stderr).into_owned();
         ensure!(
             done.status.code() == Some(4) && told.contains("monitorctl --address https://"),

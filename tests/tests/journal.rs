@@ -24,7 +24,7 @@ struct Node {
 
 impl Node {
     fn start() -> Result<Self> {
-        let alone = Alone::wait();
+        let alone = Alone::wait()?;
         let containerd = Containerd::start()?;
         containerd.import(&image::base(BASE)?)?;
         let run = Run::new(BASE, "sleeper").arguments(["/bin/sleep", "600"]);

@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::{
     alerts::text,
-    containerd::output,
     daemon::Daemon,
     nats::{Nats, STREAM, Stored},
     poll::{PATIENCE, until},
+    process::output,
     require,
     sleeper::Sleeper,
 };

@@ -11,9 +11,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
     alerts::text,
-    containerd::output,
     daemon::Daemon,
     poll::{PATIENCE, until},
+    process::output,
     require,
     sleeper::Sleeper,
     small::Small,

@@ -15,10 +15,11 @@ use tests::{
     alerts::{summary, text},
     bpffs::Bpffs,
     cgroup::Cgroup,
-    containerd::{Containerd, Process, Run},
+    containerd::{Containerd, Run},
     daemon::{Daemon, program},
     image::{self, PROBE, PROBE_PATH},
     poll::{PATIENCE, until},
+    process::{Process, finish},
     require,
     world::{Alone, BASE},
 };
@@ -46,7 +47,7 @@ struct Stage {
 
 impl Stage {
     fn start() -> Result<Self> {
-        let alone = Alone::wait();
+        let alone = Alone::wait()?;
         let containerd = Containerd::start()?;
         containerd.import(&image::base(BASE)?)?;
         let bpffs = Bpffs::mount(containerd.directory().join("bpffs"))?;
@@ -349,7 +350,7 @@ fn a_stopped_daemon_leaves_what_happens_to_the_next_until_it_is_unpinned() -> Re
     let unpin = || -> Result<_> {
         let mut command = Command::new(program("MONITORD", "monitord")?);
         command.arg("unpin").arg("--pin-directory").arg(&stage.pins);
-        Ok(command.stdin(Stdio::null()).output()?)
+        finish(command.stdin(Stdio::null()))
     };
     let refused = unpin()?;
     let said = String::from_utf8_lossy(&refused.stderr);

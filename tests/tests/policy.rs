@@ -15,8 +15,9 @@ use nix::{
 use serde_json::Value;
 use tests::{
     alerts::text,
-    containerd::{Run, output},
+    containerd::Run,
     poll::{PATIENCE, until},
+    process::{finish, output},
     require,
     world::{BASE, World},
 };
@@ -223,11 +224,8 @@ fn policies_say_what_is_told_and_exceptions_what_is_not() -> Result<()> {
         "apiVersion: monitor.v1\nkind: Policy\nnam: z\n",
     )?;
     hang_up(&world, true)?;
-    let listed = world
-        .daemon
-        .monitorctl_command()?
-        .args(["policy", "list"])
-        .output()?;
+    let mut list = world.daemon.monitorctl_command()?;
+    let listed = finish(list.args(["policy", "list"]))?;
     let why = String::from_utf8_lossy(&listed.stderr);
     ensure!(listed.status.code() == Some(1), "{listed:?}");
     ensure!(why.contains("z.yaml") && why.contains("line 3"), "{why}");

@@ -1,22 +1,16 @@
 //! Behaviour profiles: learned from real software, frozen, inherited, and closed to attackers.
 
-use std::{
-    env,
-    fs::File,
-    io::Write as _,
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{env, fs::File, io::Write as _, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use tests::{
     alerts::{Arrival, summary, text},
-    containerd::{Run, output},
+    containerd::Run,
     image::{self, Config, Image, PROBE, PROBE_PATH},
     layer::{Attributes, Layer},
     poll::{PATIENCE, until},
+    process::{finish, output},
     programs::{self, NGINX, POSTGRES, PYTHON, Program, REDIS, SECRET},
     require,
     world::World,
@@ -485,13 +479,8 @@ fn profiles_are_kept_exported_and_put_in_force() -> Result<()> {
     // Without one of its files it is refused with its place, or tells of that file.
     let broken = containerd.directory().join("broken.yaml");
     File::create(&broken)?.write_all(frozen.replace("state:", "stat:").as_bytes())?;
-    let refused = world
-        .daemon
-        .monitorctl_command()?
-        .args(["profile", "import"])
-        .arg(&broken)
-        .stdout(Stdio::null())
-        .output()?;
+    let mut import = world.daemon.monitorctl_command()?;
+    let refused = finish(import.args(["profile", "import"]).arg(&broken))?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(
         refused.status.code() == Some(1) && said.contains("line") && said.contains("stat"),

@@ -18,6 +18,7 @@ use tests::{
     containerd::{Containerd, Run},
     image::{self, Image},
     layer::{Attributes, Layer},
+    process::finish,
     registry::{PASSWORD, Registry, USER, credentials},
     require,
     world::{BASE, World},
@@ -345,7 +346,7 @@ fn what_runs_without_a_valid_signature_is_told() -> Result<()> {
     let verify = |image: &str| -> Result<(Option<i32>, Value)> {
         let mut command = world.daemon.monitorctl_command()?;
         let said = command.args(["approval", "verify", image, "-o", "json"]);
-        let said = said.output()?;
+        let said = finish(said)?;
         Ok((said.status.code(), serde_json::from_slice(&said.stdout)?))
     };
     for (image, status, state) in [(&*signed.reference, 0, "valid"), (BASE, 4, "missing")] {

@@ -217,7 +217,7 @@ fn a_container_deleted_while_the_daemon_was_away_is_forgotten() -> Result<()> {
 #[test]
 fn the_daemon_ends_when_told_and_starts_again_after_being_killed() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
-    let _alone = Alone::wait();
+    let _alone = Alone::wait()?;
     let containerd = Containerd::start()?;
     let base = image::base(BASE)?;
     containerd.import(&base)?;
@@ -267,7 +267,7 @@ fn the_daemon_ends_when_told_and_starts_again_after_being_killed() -> Result<()>
 fn a_changed_file_of_an_image_is_told_once_over_a_restart() -> Result<()> {
     const ID: &str = "changes";
     require!(Root, Containerd, Busybox, Btf);
-    let _alone = Alone::wait();
+    let _alone = Alone::wait()?;
     let containerd = Containerd::start()?;
     containerd.import(&image::base(BASE)?)?;
     let directory = containerd.directory().join("monitord");

@@ -21,6 +21,7 @@ use tests::{
     layer::{Attributes, Layer},
     orders::Orders,
     poll::{PATIENCE, until},
+    process::finish,
     require,
     world::Alone,
 };
@@ -61,7 +62,7 @@ fn build(reference: &str, word: &str, line: &str) -> Result<Image> {
 
 impl Stage {
     fn start(watch_seconds: u32) -> Result<Self> {
-        let alone = Alone::wait();
+        let alone = Alone::wait()?;
         let containerd = Containerd::start()?;
         let tag = |tag: &str, line: &str| build(&format!("{REPOSITORY}:{tag}"), tag, line);
         let good = tag("good", SERVES)?;
@@ -485,7 +486,8 @@ fn what_must_not_be_is_refused_and_audited() -> Result<()> {
         address.starts_with("https://").then(|| address.to_owned())
     });
     let file = |name: &str| stage.containerd.directory().join(name);
-    let done = Command::new(program("MONITORCTL", "monitorctl")?)
+    let mut without = Command::new(program("MONITORCTL", "monitorctl")?);
+    without
         .args(["--address", &address.context("no address")?])
         .arg("--ca")
         .arg(file("ca.crt"))
@@ -493,8 +495,8 @@ fn what_must_not_be_is_refused_and_audited() -> Result<()> {
         .arg(file("soc.example.crt"))
         .arg("--key")
         .arg(file("soc.example.key"))
-        .args(["rollback", "plan", "web", "--to", good])
-        .output()?;
+        .args(["rollback", "plan", "web", "--to", good]);
+    let done = finish(&mut without)?;
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     ensure!(done.status.code() == Some(4), "{said}");
     ensure!(said.contains("it needs the role responder"), "{said}");

@@ -7,9 +7,11 @@ use serde_json::Value;
 use tests::{
     alerts::text,
     authority::Authority,
-    containerd::{Containerd, Run, output},
+    containerd::{Containerd, Run},
     daemon::{Daemon, program},
-    image, require,
+    image,
+    process::output,
+    require,
     world::{Alone, BASE},
 };
 
@@ -32,7 +34,7 @@ struct Served {
 
 impl Served {
     fn start() -> Result<Self> {
-        let alone = Alone::wait();
+        let alone = Alone::wait()?;
         let containerd = Containerd::start()?;
         let directory = containerd.directory();
         let authority = Authority::new()?;

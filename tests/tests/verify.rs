@@ -8,12 +8,13 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use tests::{
     alerts::text,
-    containerd::{Run, output},
+    containerd::Run,
     daemon::NODE,
     image::{self, Image, PROBE},
     layer::{Layer, digest},
+    process::{finish, output},
     require,
-    world::{BASE, World, shared},
+    world::{BASE, World},
 };
 
 const SHOP: &str = "example.invalid/shop:1";
@@ -198,11 +199,8 @@ fn blobs_of_an_image_are_checked_again() -> Result<()> {
     fs::remove_file(&path)?;
     fs::write(&path, bytes)?;
     fs::remove_file(world.containerd.blob(&missing.blob))?;
-    let output = world
-        .daemon
-        .monitorctl_command()?
-        .args(["image", "verify", SHOP, "-o", "json"])
-        .output()?;
+    let mut verify = world.daemon.monitorctl_command()?;
+    let output = finish(verify.args(["image", "verify", SHOP, "-o", "json"]))?;
     let said = String::from_utf8_lossy(&output.stdout);
     let lines: Vec<Value> = said
         .lines()
@@ -222,7 +220,7 @@ fn blobs_of_an_image_are_checked_again() -> Result<()> {
 #[test]
 fn usage_tells_which_image_ran_when() -> Result<()> {
     require!(Root, Containerd, Busybox, Btf);
-    let world = shared()?;
+    let world = World::start()?;
     let id = world.unique("used");
     started(&world, BASE, &id, "echo done; while :; do sleep 1; done")?;
     let usage = || -> Result<Value> {

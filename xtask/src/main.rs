@@ -7,6 +7,7 @@ mod cache;
 mod demo;
 mod evasions;
 mod guest;
+mod hung;
 mod images;
 mod lint;
 mod run;

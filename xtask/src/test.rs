@@ -7,6 +7,9 @@ use std::{
     io::{self, BufRead as _, BufReader},
     path::Path,
     process::{Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -14,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build::{self, Profile},
     guest::{self, Document},
-    images, run, servers, workspace,
+    hung, images, run, servers, workspace,
 };
 
 /// Names the file to which a test that cannot run on this machine appends `TEST: REASON`.
@@ -22,6 +25,9 @@ const SKIPS: &str = "MONITOR_SKIPS";
 /// Names the kubeconfig of the cluster that tests of Kubernetes speak to; without it they start an
 /// API server of their own.
 const KUBECONFIG: &str = "MONITOR_KUBECONFIG";
+/// How long tests may print nothing. One that is not done says so once, after a minute, and a command
+/// that a test waits for is killed after four.
+const SILENCE_MAX: Duration = Duration::from_secs(360);
 /// Files of tests of Kubernetes begin so.
 const KUBERNETES: [&str; 2] = ["controller", "kubernetes"];
 
@@ -63,7 +69,7 @@ pub(crate) fn run(kubeconfig: Option<&Path>, filters: &[String]) -> Result<()> {
         .env(SKIPS, &skips)
         .current_dir(workspace::root());
     programs.tell(&mut command);
-    let (outcome, mut counts) = pass_through(&mut command, &mut io::stdout())?;
+    let (outcome, mut counts) = pass_through(&mut command, SILENCE_MAX, &mut io::stdout())?;
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     let mut skipped: BTreeSet<&str> = skipped.lines().filter(|line| !line.is_empty()).collect();
     // A filter is for one's own next try; the guests are asked for by `cargo xtask guest`.
@@ -141,22 +147,51 @@ impl Counts {
     }
 }
 
-/// Runs the tests, hands on each line of theirs as it is, and counts.
-fn pass_through(command: &mut Command, to: &mut impl io::Write) -> Result<(bool, Counts)> {
+/// Runs the tests, hands on each line of theirs as it is, and counts. Tests that print nothing for
+/// longer than `silence_max` hang: it is told where, and their program is killed.
+fn pass_through(
+    command: &mut Command,
+    silence_max: Duration,
+    to: &mut impl io::Write,
+) -> Result<(bool, Counts)> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .context("starting cargo test")?;
     let output = child.stdout.take().context("cargo test has no output")?;
+    let (lines_tx, lines) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n') {
+            if lines_tx.send(line).is_err() {
+                break;
+            }
+        }
+    });
     let mut counts = Counts::default();
-    for line in BufReader::new(output).split(b'\n') {
-        let mut line = line.context("reading what cargo test prints")?;
-        counts.add(&String::from_utf8_lossy(&line));
-        line.push(b'\n');
-        to.write_all(&line)
-            .context("handing on what cargo test prints")?;
+    // Until the first, nothing runs: the tests are built.
+    let mut line = lines.recv().map_err(|_| RecvTimeoutError::Disconnected);
+    loop {
+        match line {
+            Ok(line) => {
+                let mut line = line.context("reading what cargo test prints")?;
+                counts.add(&String::from_utf8_lossy(&line));
+                line.push(b'\n');
+                to.write_all(&line)
+                    .context("handing on what cargo test prints")?;
+            }
+            Err(RecvTimeoutError::Timeout) => eprintln!(
+                "xtask: nothing was printed for {} s; these are killed:\n{}",
+                silence_max.as_secs(),
+                hung::end_children(child.id())
+            ),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        line = lines.recv_timeout(silence_max);
     }
     let status = child.wait().context("waiting for cargo test")?;
+    if reader.join().is_err() {
+        bail!("reading what cargo test prints failed");
+    }
     Ok((status.success(), counts))
 }
 
@@ -218,7 +253,8 @@ mod tests {
         let check = |script: &str, expect: bool| -> Result<()> {
             let mut shown = Vec::new();
             let mut command = Command::new("sh");
-            let (outcome, counts) = pass_through(command.args(["-c", script]), &mut shown)?;
+            let command = command.args(["-c", script]);
+            let (outcome, counts) = pass_through(command, Duration::from_millis(300), &mut shown)?;
             assert_eq!((outcome, counts.passed), (expect, 3));
             assert_eq!(shown, b"test result: ok. 3 passed; 0 failed\n");
             Ok(())
@@ -226,6 +262,9 @@ mod tests {
         let line = "echo 'test result: ok. 3 passed; 0 failed'";
         check(line, true)?;
         check(&format!("{line}; exit 101"), false)?;
+        // A test that hangs is ended, and what comes behind it is not.
+        check(&format!("sleep 1; {line}; sleep 600; exit 101"), false)?;
+        check(&format!("{line}; sleep 600; exit 0"), true)?;
         Ok(())
     }
 }

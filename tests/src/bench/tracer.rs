@@ -15,9 +15,10 @@ use nix::{
 };
 
 use crate::{
-    containerd::{Containerd, Process, output as output_of},
+    containerd::Containerd,
     daemon::Daemon,
     poll::{PATIENCE, until},
+    process::{Process, output as output_of},
 };
 
 /// Who watches.

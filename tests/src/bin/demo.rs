@@ -11,10 +11,11 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
     alerts::{Alerts, Arrival, text},
-    containerd::{Containerd, Run, output},
+    containerd::{Containerd, Run},
     daemon::Daemon,
     image::{self, Image, PROBE},
     layer::Layer,
+    process::output,
 };
 
 const REFERENCE: &str = "example.invalid/shop:1.4";

@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    containerd::output,
     image::{self, BUSYBOX, DYNAMIC, Image, PROBE},
     layer::{Attributes, Layer},
+    process::output,
     skip::on_path,
 };
 

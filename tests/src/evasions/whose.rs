@@ -17,8 +17,8 @@ use super::{
     staged,
 };
 use crate::{
-    containerd::output,
     image::{BUSYBOX, PROBE},
+    process::output,
 };
 
 pub(super) const ROWS: &[Technique] = &[
