@@ -248,7 +248,7 @@ pub enum ValueError {
     NoTls(String),
     /// Nobody could do anything there.
     #[error(
-        "listen: {0} needs names of clients below [roles]: observer, operator or responder = [\"NAME\"]"
+        "listen: {0} needs names of clients below [roles]: observer, operator, responder or, of a controller, node = [\"NAME\"]"
     )]
     NoRoles(String),
     /// Whoever reaches it may read.

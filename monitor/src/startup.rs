@@ -33,7 +33,7 @@ pub(crate) fn lock(state: &Path) -> anyhow::Result<Flock<File>> {
     let path = state.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-        Errno::EAGAIN => anyhow::anyhow!("the state directory {} is in use by another monitord; stop it, or give another directory with --state", state.display()),
+        Errno::EAGAIN => anyhow::anyhow!("the state directory {} is in use by another monitord; stop it, or give another directory as state", state.display()),
         error => anyhow::anyhow!("cannot lock {}: {error}", path.display()),
     })
 }

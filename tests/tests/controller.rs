@@ -42,7 +42,7 @@ fn a_deployment_goes_back_to_what_ran_before_and_nodes_prove_it() -> Result<()> 
     ensure!(text(order, "/from_digest") == Some(&digest("b")), "{order}");
     ensure!(text(order, "/to_digest") == Some(&digest("a")), "{order}");
     let message = text(order, "/message").unwrap_or_default();
-    ensure!(message.contains("prove of 2 pods by chain ID"), "{order}");
+    ensure!(message.contains("prove of 2 pods by digest"), "{order}");
     let after = stage.workload("Deployment")?;
     let mut expected = before.pointer("/spec").cloned().context("no spec")?;
     expected["template"]["spec"]["containers"][0]["image"] = json!(stage.image("a"));
@@ -118,7 +118,7 @@ fn a_rollout_that_fails_is_held_undone_or_stopped() -> Result<()> {
         ensure!(label == Some(&json!(state)), "{way}: {now}");
     }
     // What was stopped stays so when the image alone is changed by the next order.
-    stage.approve(&["a"])?;
+    stage.approve(&["a", "b"])?;
     let to = digest("a");
     let words = [
         "rollback",
@@ -131,11 +131,20 @@ fn a_rollout_that_fails_is_held_undone_or_stopped() -> Result<()> {
     stage.controller.done(&words)?;
     let now = stage.workload("Deployment")?;
     ensure!(now.pointer("/spec/replicas") == Some(&json!(0)), "{now}");
-    // An image that was revoked is not started again.
-    stage
-        .controller
-        .done(&["approval", "approve", &stage.image("b"), "--reason", "test"])?;
+    // Back to what ran before from a rollout that Kubernetes has given up: it says so of the new one
+    // too, until a pod has come or gone.
     stage.set_image("Deployment", "b")?;
+    stage.wait_rolled_out("b")?;
+    stage.set_image("Deployment", "bad")?;
+    stage.wait_stuck()?;
+    let back = digest("b");
+    let words = ["rollback", &stage.target("deployment"), "--to", &back];
+    let done = stage
+        .controller
+        .done(&[&words[..], &["--reason", "test"]].concat())?;
+    let order = done.last().context("no order")?;
+    ensure!(text(order, "/state") == Some("done"), "{order}");
+    // An image that was revoked is not started again.
     stage
         .controller
         .done(&["approval", "revoke", &digest("b"), "--reason", "test"])?;
@@ -183,6 +192,68 @@ fn what_is_not_proven_is_not_done() -> Result<()> {
     let held = order("c")?;
     let said = text(&held, "/message").unwrap_or_default();
     ensure!(said.contains("not proven within 5 s"), "{said}");
+    stage.end()
+}
+
+#[test]
+fn what_ran_before_has_to_end() -> Result<()> {
+    let stage = Stage::start("[rollback]\ncool_down_seconds = 0\nrollout_seconds = 10")?;
+    if !stage.plays_pods("what_ran_before_has_to_end") {
+        return Ok(());
+    }
+    stage.approve(&["a"])?;
+    let to = digest("a");
+    let target = stage.target("deployment");
+    let words = ["rollback", &target, "--to", &to, "--on-failure", "undo"];
+    let words = [&words[..], &["--reason", "test"]].concat();
+    let slowly = |seconds| Behaviour::SlowToEnd(Duration::from_secs(seconds));
+    stage.standin.behave(&digest("b"), slowly(4));
+    stage.deploy("Deployment", "b")?;
+    let order = stage.controller.done(&words)?;
+    let order = order.last().context("no order")?;
+    ensure!(text(order, "/state") == Some("done"), "{order}");
+    let images = stage.images()?;
+    ensure!(images == [stage.image("a"), stage.image("a")], "{images:?}");
+
+    // It is no reason to start more of what ran before.
+    stage.standin.behave(&digest("c"), slowly(600));
+    stage.set_image("Deployment", "c")?;
+    stage.wait_rolled_out("c")?;
+    let (status, _, said) = stage.controller.monitorctl(&words)?;
+    ensure!(
+        status == 1 && said.contains("is held") && said.contains("has not ended"),
+        "{status} {said}"
+    );
+    ensure!(
+        stage.named("Deployment")? == stage.image("a"),
+        "changed back"
+    );
+    stage.standin.behave(&digest("c"), slowly(0));
+    stage.end()
+}
+
+#[test]
+fn each_container_of_a_workload_can_be_rolled_back() -> Result<()> {
+    let stage = Stage::start("[rollback]\ncool_down_seconds = 0")?;
+    stage.approve(&["a"])?;
+    stage.deploy("Deployment", "b")?;
+    stage.add_container("Deployment", "proxy", "c")?;
+    let to = digest("a");
+    let target = stage.target("deployment");
+    for container in ["web", "proxy"] {
+        let words = ["rollback", &target, "--to", &to, "--container", container];
+        let words = [&words[..], &["--reason", "test"]].concat();
+        let done = stage.controller.done(&words)?;
+        let order = done.last().context("no order")?;
+        ensure!(text(order, "/state") == Some("done"), "{order}");
+    }
+    let now = stage.workload("Deployment")?;
+    let named = |at: usize| text(&now, &format!("/spec/template/spec/containers/{at}/image"));
+    let wanted = stage.image("a");
+    ensure!(
+        named(0) == Some(&wanted) && named(1) == Some(&wanted),
+        "{now}"
+    );
     stage.end()
 }
 

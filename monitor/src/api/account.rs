@@ -16,6 +16,7 @@ use super::{
 use crate::{
     alerts::{AlertLog, Summary, build::timestamp},
     audit::Audit,
+    controller::nodes::NODES_MAX,
 };
 
 /// The node, its alerts, and the API's own account: what the API and the metrics answer from.
@@ -26,6 +27,8 @@ pub struct Account {
     pub(super) connections: Connections,
     pub(super) collector: Option<Arc<Collector>>,
     pub(super) members: Option<Arc<dyn Members>>,
+    /// Conversations with nodes at once.
+    pub(super) conversations: Arc<Semaphore>,
     controller: Option<Arc<Controller>>,
     ready: watch::Receiver<bool>,
     started_at: Timestamp,
@@ -51,6 +54,7 @@ impl Account {
             connections: Connections::new(security),
             collector,
             members: None,
+            conversations: Arc::new(Semaphore::new(NODES_MAX)),
             controller: None,
             ready,
             started_at: Timestamp::now(),
@@ -61,7 +65,9 @@ impl Account {
 
     /// The same of a controller, which nodes call.
     #[must_use]
-    pub fn with_members(self, members: Arc<dyn Members>) -> Self {
+    pub fn with_members(mut self, members: Arc<dyn Members>) -> Self {
+        // Beside those of people, which nodes must not use up.
+        self.connections.allow(NODES_MAX);
         Self {
             members: Some(members),
             ..self
@@ -157,6 +163,7 @@ impl Account {
 #[derive(Debug)]
 pub(super) struct Connections {
     pub(super) free: Arc<Semaphore>,
+    pub(super) max: usize,
     pub(super) refused: AtomicU64,
     pub(super) unidentified: AtomicU64,
     security: Option<Arc<Security>>,
@@ -166,14 +173,21 @@ impl Connections {
     fn new(security: Option<Arc<Security>>) -> Self {
         Self {
             free: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            max: CONNECTIONS_MAX,
             refused: AtomicU64::new(0),
             unidentified: AtomicU64::new(0),
             security,
         }
     }
 
+    /// So many more may be open at once.
+    fn allow(&mut self, more: usize) {
+        self.free.add_permits(more);
+        self.max += more;
+    }
+
     pub(super) fn open(&self) -> u64 {
-        let open = CONNECTIONS_MAX.saturating_sub(self.free.available_permits());
+        let open = self.max.saturating_sub(self.free.available_permits());
         u64::try_from(open).unwrap_or(u64::MAX)
     }
 

@@ -8,6 +8,7 @@ use monitor_api::v1::{
     join_request::{Incident, Request as Said},
     join_response::{Approvals, Response as Told, Taken},
 };
+use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
@@ -21,7 +22,7 @@ use super::{
     guard,
     server::stopped,
 };
-use crate::controller::nodes::{REPORT_MAX, ReportError};
+use crate::controller::nodes::{ReportError, bounded};
 
 /// Longest silence of a node, which reports every 10 s.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -29,20 +30,27 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const SEND_TIME_MAX: Duration = Duration::from_secs(30);
 /// Messages that wait for a node; at the bound the conversation waits.
 const AHEAD_MAX: usize = 4;
+/// Incidents of a node that wait while one is responded to; at the bound the conversation waits.
+const INCIDENTS_MAX: usize = 64;
 /// Statements in one message: with texts of 1 KiB each they stay below the bound of a message.
 const STATEMENTS_PER_MESSAGE_MAX: usize = 512;
 
 /// The cluster, as nodes take part in it.
 #[tonic::async_trait]
 pub trait Members: Send + Sync + 'static {
-    /// Takes a whole report of a node.
-    fn report(&self, node: &str, containers: Vec<v1::Container>) -> Result<(), ReportError>;
+    /// Takes a whole report of a node, of so many bytes.
+    fn report(
+        &self,
+        node: &str,
+        containers: Vec<v1::Container>,
+        bytes: usize,
+    ) -> Result<(), ReportError>;
 
     /// Takes an alert of a node whose policy asks for a response.
     async fn incident(&self, node: &str, incident: Incident);
 
-    /// What was said of images.
-    fn approvals(&self) -> watch::Receiver<Arc<[Approval]>>;
+    /// What was said of images; `None` as long as that is not known.
+    fn approvals(&self) -> watch::Receiver<Option<Arc<[Approval]>>>;
 }
 
 /// Converses with nodes.
@@ -63,19 +71,25 @@ impl Cluster for ClusterService {
         request: Request<Streaming<JoinRequest>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
         let caller = guard::permit(&self.account.audit, &request, "Join", &[Role::Node]).await?;
+        let turn = Arc::clone(&self.account.conversations).try_acquire_owned();
+        let turn = turn.map_err(|_| Status::resource_exhausted(ReportError::Nodes.to_string()))?;
         let (replies, waiting) = mpsc::channel(AHEAD_MAX);
+        let (incidents, waiting_incidents) = mpsc::channel(INCIDENTS_MAX);
         let conversation = Conversation {
             members: Arc::clone(&self.members),
             requests: request.into_inner(),
             replies,
             node: String::new(),
             report: Vec::new(),
+            report_bytes: 0,
+            incidents,
         };
         let mut shutdown = self.shutdown.clone();
         tokio::spawn(async move {
+            let _turn = turn;
             let replies = conversation.replies.clone();
             let ended = tokio::select! {
-                ended = conversation.converse(&caller) => ended,
+                ended = conversation.converse(&caller, waiting_incidents) => ended,
                 () = stopped(&mut shutdown) => {
                     Err(Status::unavailable("the controller is stopping"))
                 }
@@ -98,10 +112,16 @@ struct Conversation {
     node: String,
     /// The parts of a report that have come.
     report: Vec<v1::Container>,
+    report_bytes: usize,
+    incidents: mpsc::Sender<Incident>,
 }
 
 impl Conversation {
-    async fn converse(mut self, caller: &Caller) -> Result<(), Status> {
+    async fn converse(
+        mut self,
+        caller: &Caller,
+        incidents: mpsc::Receiver<Incident>,
+    ) -> Result<(), Status> {
         let first = self.next().await?;
         let Some(Said::Hello(hello)) = first.and_then(|it| it.request) else {
             return Err(Status::invalid_argument("say hello first"));
@@ -115,14 +135,24 @@ impl Conversation {
         }
         self.node = hello.node;
         tracing::info!(node = self.node, "a node has joined");
+        // Beside the reports, which are evidence only while they are new. What waits is taken also if
+        // the node goes.
+        tokio::spawn(respond(
+            Arc::clone(&self.members),
+            self.node.clone(),
+            incidents,
+            self.replies.clone(),
+        ));
         let mut approvals = self.members.approvals();
         approvals.mark_changed();
         loop {
             tokio::select! {
                 changed = approvals.changed() => {
                     changed.map_err(|_| Status::unavailable("the controller is stopping"))?;
-                    let all = Arc::clone(&approvals.borrow_and_update());
-                    self.tell(&all).await?;
+                    let all = approvals.borrow_and_update().clone();
+                    if let Some(all) = all {
+                        self.tell(&all).await?;
+                    }
                 }
                 said = timeout(SILENCE_MAX, self.requests.message()) => {
                     let silent = |_| Status::deadline_exceeded("nothing was reported for long");
@@ -145,25 +175,22 @@ impl Conversation {
     async fn take(&mut self, said: JoinRequest) -> Result<(), Status> {
         match said.request {
             Some(Said::Running(part)) => {
-                if self.report.len() + part.containers.len() > REPORT_MAX {
-                    self.report.clear();
-                    return Err(Status::resource_exhausted(
-                        ReportError::Containers.to_string(),
-                    ));
-                }
+                self.report_bytes += part.encoded_len();
+                let containers = self.report.len() + part.containers.len();
+                bounded(containers, self.report_bytes)
+                    .map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
                 self.report.extend(part.containers);
                 if !part.more {
+                    let bytes = std::mem::take(&mut self.report_bytes);
                     let report = std::mem::take(&mut self.report);
-                    let taken = self.members.report(&self.node, report);
+                    let taken = self.members.report(&self.node, report, bytes);
                     taken.map_err(|error| Status::resource_exhausted(error.to_string()))?;
                 }
                 Ok(())
             }
             Some(Said::Incident(incident)) => {
-                let id = incident.alert.as_ref().map(|alert| alert.id.clone());
-                let id = id.unwrap_or_default();
-                self.members.incident(&self.node, *incident).await;
-                self.send(Told::Taken(Taken { alert: id })).await
+                let stopping = |_| Status::unavailable("the controller is stopping");
+                self.incidents.send(*incident).await.map_err(stopping)
             }
             Some(Said::Hello(_)) => Err(Status::invalid_argument("hello was said already")),
             None => Ok(()),
@@ -187,14 +214,37 @@ impl Conversation {
     }
 
     async fn send(&self, told: Told) -> Result<(), Status> {
-        let response = JoinResponse {
-            response: Some(told),
+        send(&self.replies, told).await
+    }
+}
+
+/// Takes the incidents of a node, one after the other.
+async fn respond(
+    members: Arc<dyn Members>,
+    node: String,
+    mut incidents: mpsc::Receiver<Incident>,
+    replies: Replies,
+) {
+    while let Some(incident) = incidents.recv().await {
+        let id = incident.alert.as_ref().map(|alert| alert.id.clone());
+        members.incident(&node, incident).await;
+        let taken = Taken {
+            alert: id.unwrap_or_default(),
         };
-        let sent = timeout(SEND_TIME_MAX, self.replies.send(Ok(response))).await;
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Status::cancelled("the node has gone")),
-            Err(_) => Err(Status::deadline_exceeded("the node does not listen")),
+        if let Err(status) = send(&replies, Told::Taken(taken)).await {
+            tracing::debug!(node, %status, "a node will tell an incident again");
         }
+    }
+}
+
+async fn send(replies: &Replies, told: Told) -> Result<(), Status> {
+    let response = JoinResponse {
+        response: Some(told),
+    };
+    let sent = timeout(SEND_TIME_MAX, replies.send(Ok(response))).await;
+    match sent {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Status::cancelled("the node has gone")),
+        Err(_) => Err(Status::deadline_exceeded("the node does not listen")),
     }
 }

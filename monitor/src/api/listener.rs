@@ -67,7 +67,7 @@ pub enum BindError {
     },
     /// Something else has that name; it was left alone.
     #[error(
-        "cannot listen at {path}: a file that is not a socket is there; remove it or give another --listen address"
+        "cannot listen at {path}: a file that is not a socket is there; remove it or give another address to listen on"
     )]
     NotASocket {
         /// The path.
@@ -75,7 +75,7 @@ pub enum BindError {
     },
     /// Something answers there; it was left alone.
     #[error(
-        "cannot listen at {path}: another process listens there; stop it or give another --listen address"
+        "cannot listen at {path}: another process listens there; stop it or give another address to listen on"
     )]
     InUse {
         /// The path.

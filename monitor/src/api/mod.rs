@@ -54,8 +54,9 @@ pub use tls::{Tls, TlsFiles};
 /// What an implementation of [`Node`] is marked with.
 pub use tonic::async_trait;
 
-/// Connections open at once. One more is accepted and closed at once, counted as
-/// `connections_refused`.
+/// Connections open at once; of a controller beside those of nodes
+/// ([`NODES_MAX`](crate::controller::nodes::NODES_MAX)). One more is accepted and closed at once,
+/// counted as `connections_refused`.
 pub const CONNECTIONS_MAX: usize = 512;
 
 /// Requests and streams at once on one connection. HTTP/2 makes the client wait beyond it.

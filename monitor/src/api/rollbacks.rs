@@ -1,12 +1,13 @@
 //! The service of rollbacks.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use monitor_api::v1::{
     AbortRollbackRequest, AbortRollbackResponse, ApplyRollbackRequest, ApplyRollbackResponse,
     ListRollbacksRequest, ListRollbacksResponse, PlanRollbackRequest, PlanRollbackResponse,
     Rollback, rollbacks_server::Rollbacks,
 };
+use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -23,6 +24,9 @@ use crate::{
 
 /// Who may order rollbacks.
 const RESPONDERS: [Role; 1] = [Role::Responder];
+/// Longest time for an answer: of a controller it takes a registry's, and those of sources of
+/// signatures.
+const ORDER_TIME_MAX: Duration = Duration::from_secs(40);
 /// Bytes of a target, a digest or an id.
 const NAME_BYTES_MAX: usize = 1024;
 
@@ -49,7 +53,7 @@ impl Rollbacks for RollbackService {
         let object = format!("{kind}{} to {to}", request.target);
         let reason = request.reason.clone();
         let ordered = self.0.node.rollback(Order::Plan(request), caller.who());
-        let planned = within(ordered).await?;
+        let planned = within_order(ordered).await?;
         let (outcome, detail) = match &planned {
             Ok(plan) => (Outcome::Done, format!("plan {}: {reason}", plan.id)),
             Err(refusal) => (Outcome::Refused, refusal.to_string()),
@@ -118,15 +122,26 @@ impl RollbackService {
         order: Order,
     ) -> Result<Rollback, Status> {
         let (account, who) = (Arc::clone(&self.0), caller.who());
-        let change = async move { Ok(within(account.node.rollback(order, who)).await??) };
+        let change = async move { Ok(account.node.rollback(order, who).await?) };
         let call = Call {
             method,
             object,
             detail: "",
         };
         let audit = &self.0.audit;
-        audit.change::<_, Status>(&caller.who(), call, change).await
+        // Whatever the caller is told, what came of it is recorded.
+        within_order(audit.change::<_, Status>(&caller.who(), call, change)).await?
     }
+}
+
+/// Waits for an answer; DEADLINE_EXCEEDED beyond [`ORDER_TIME_MAX`].
+async fn within_order<T>(answer: impl Future<Output = T>) -> Result<T, Status> {
+    timeout(ORDER_TIME_MAX, answer).await.map_err(|_| {
+        Status::deadline_exceeded(format!(
+            "no answer within {} s, and it may still be carried out: see `monitorctl rollback status`",
+            ORDER_TIME_MAX.as_secs()
+        ))
+    })
 }
 
 fn read(request: PlanRollbackRequest) -> Result<respond::Request, Status> {

@@ -34,7 +34,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use super::{
-    CONNECTIONS_MAX, DRAIN_TIME_MAX, KEEPALIVE_INTERVAL, Listener, STREAMS_PER_CONNECTION_MAX,
+    DRAIN_TIME_MAX, KEEPALIVE_INTERVAL, Listener, STREAMS_PER_CONNECTION_MAX,
     account::Account,
     approvals::ApprovalService,
     caller::Caller,
@@ -227,7 +227,7 @@ async fn accept(
         let Ok(permit) = Arc::clone(&account.connections.free).try_acquire_owned() else {
             let refused = account.connections.refused.fetch_add(1, Ordering::Relaxed) + 1;
             warn!(
-                limit = CONNECTIONS_MAX,
+                limit = account.connections.max,
                 refused, "too many API connections; one was closed"
             );
             continue;

@@ -32,6 +32,9 @@ enum Action {
     Unpin(Unpin),
     /// Read a configuration file and say whether it would be taken.
     CheckConfig {
+        /// It is the controller's.
+        #[arg(long)]
+        controller: bool,
         /// The file, TOML.
         file: PathBuf,
     },
@@ -189,7 +192,11 @@ fn main() -> ExitCode {
         }
         Action::Doctor(doctor) => doctor.run(),
         Action::Unpin(unpin) => unpin.run().map(|()| true),
-        Action::CheckConfig { file } => check_config(&file).map(|()| true),
+        Action::CheckConfig {
+            controller: true,
+            file,
+        } => check_controller_config(&file).map(|()| true),
+        Action::CheckConfig { file, .. } => check_config(&file).map(|()| true),
         Action::SelfCheck { cgroup } => agent::self_check(cgroup.as_deref()).map(|()| true),
     };
     match done {
@@ -214,6 +221,14 @@ fn check_config(file: &Path) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("the policies are refused: {error}"))?;
     agent::check_approvals(&config.approval)
         .map_err(|error| anyhow::anyhow!("the approvals are refused: {error}"))?;
+    Provenance::new(&config.provenance, None, None)?;
+    println!("{config:#?}");
+    Ok(())
+}
+
+/// The same of the controller's.
+fn check_controller_config(file: &Path) -> anyhow::Result<()> {
+    let config = controller::Config::read(file)?;
     Provenance::new(&config.provenance, None, None)?;
     println!("{config:#?}");
     Ok(())

@@ -119,8 +119,23 @@ impl Node for Answers {
     }
 
     async fn status(&self) -> v1::Status {
+        let mut containers: HashMap<String, u64> = HashMap::new();
+        let identities = self.controller.nodes.each(|_, container| {
+            let image = container.image.as_ref();
+            Some(image.map_or("none", |it| it.identity.as_str()).to_owned())
+        });
+        for identity in identities {
+            *containers.entry(identity).or_default() += 1;
+        }
+        let mut rollbacks: HashMap<String, u64> = HashMap::new();
+        for order in self.controller.list() {
+            *rollbacks.entry(order.state).or_default() += 1;
+        }
         v1::Status {
             node: self.name.clone(),
+            containers,
+            rollbacks,
+            approvals: Some(self.controller.approvals.status()),
             ..v1::Status::default()
         }
     }
@@ -128,15 +143,20 @@ impl Node for Answers {
 
 #[api::async_trait]
 impl Members for Answers {
-    fn report(&self, node: &str, containers: Vec<v1::Container>) -> Result<(), ReportError> {
-        self.controller.nodes.report(node, containers)
+    fn report(
+        &self,
+        node: &str,
+        containers: Vec<v1::Container>,
+        bytes: usize,
+    ) -> Result<(), ReportError> {
+        self.controller.nodes.report(node, containers, bytes)
     }
 
     async fn incident(&self, node: &str, incident: v1::join_request::Incident) {
         self.controller.incident(node, incident).await;
     }
 
-    fn approvals(&self) -> watch::Receiver<Arc<[v1::Approval]>> {
+    fn approvals(&self) -> watch::Receiver<Option<Arc<[v1::Approval]>>> {
         self.controller.approvals.told()
     }
 }

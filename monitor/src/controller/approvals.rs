@@ -1,7 +1,7 @@
 //! The cluster's approvals: objects `ImageApproval`, which the controller owns and nodes are told of.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     alerts::build::timestamp,
     api::{ApprovalCall, ApprovalCallError},
-    approval::{Approvals, Document, FullError, REPOSITORIES_MAX, State, Statement},
+    approval::{Approvals, Document, FullError, REPOSITORIES_MAX, State, Statement, cluster},
     digest::{Digest, Sha256},
 };
 
@@ -27,6 +27,8 @@ use crate::{
 const OBJECTS_MAX: usize = 2 * REPOSITORIES_MAX;
 /// How long a watch lasts; then all are read again.
 const WATCH_TIME_MAX: Duration = Duration::from_secs(60);
+/// Pause after something changed.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Pause after they could not be read.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Attempts of a change that others change meanwhile.
@@ -69,7 +71,7 @@ struct Known {
 pub struct ClusterApprovals {
     cluster: Cluster,
     known: Mutex<Known>,
-    told: watch::Sender<Arc<[v1::Approval]>>,
+    told: watch::Sender<Option<Arc<[v1::Approval]>>>,
 }
 
 impl ClusterApprovals {
@@ -78,7 +80,7 @@ impl ClusterApprovals {
         Self {
             cluster,
             known: Mutex::default(),
-            told: watch::channel(Arc::from([])).0,
+            told: watch::channel(None).0,
         }
     }
 
@@ -91,6 +93,8 @@ impl ClusterApprovals {
                         self.cluster
                             .changed(IMAGE_APPROVAL, "", "", &version, WATCH_TIME_MAX);
                     changed.await;
+                    // Many may be written at once, for one of which all are read.
+                    sleep(PAUSE).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "approvals cannot be read; what was read last stands");
@@ -112,6 +116,7 @@ impl ClusterApprovals {
             .await?;
         let mut objects = BTreeMap::new();
         let mut problems = Vec::new();
+        let mut is_whole = true;
         for object in items {
             let name = name_of(&object).to_owned();
             match held(object) {
@@ -120,20 +125,26 @@ impl ClusterApprovals {
                 }
                 Err(problem) => {
                     // As it was before, if it was readable then.
-                    if let Some(held) = self.known().objects.get(&name) {
-                        objects.insert(name.clone(), held.clone());
+                    match self.known().objects.get(&name) {
+                        Some(held) => {
+                            objects.insert(name.clone(), held.clone());
+                        }
+                        None => is_whole = false,
                     }
                     problems.push(format!("imageapproval {name}: {problem}"));
                 }
             }
         }
-        let in_force = Approvals::new(objects.values().map(|held| &held.document));
+        let in_force = in_force(&objects);
         let mut known = self.known();
         let in_force = match in_force {
             Ok(in_force) => Arc::new(in_force),
-            Err(full) => {
-                tracing::error!(%full, "approvals are not in force; what was read last stands");
-                known.error = full.to_string();
+            Err(problem) => {
+                tracing::error!(
+                    problem,
+                    "approvals are not in force; what was read last stands"
+                );
+                known.error = problem;
                 return Ok(version);
             }
         };
@@ -147,16 +158,43 @@ impl ClusterApprovals {
         let all: Arc<[v1::Approval]> = statements.map(|(name, it)| told(name, it)).collect();
         drop(known);
         self.told.send_if_modified(|before| {
-            let is_other = *before != all;
-            *before = all;
+            // What cannot be read now, the controller before may have told them.
+            let is_other = before.as_ref() != Some(&all) && (is_whole || before.is_some());
+            if is_other {
+                *before = Some(all);
+            }
             is_other
         });
         Ok(version)
     }
 
-    /// What was said, for nodes; changes with it.
-    pub fn told(&self) -> watch::Receiver<Arc<[v1::Approval]>> {
+    /// What was said, for nodes; changes with it. `None` until all of it could be read once: nodes keep
+    /// what they were told last.
+    pub fn told(&self) -> watch::Receiver<Option<Arc<[v1::Approval]>>> {
         self.told.subscribe()
+    }
+
+    /// How they stand.
+    pub fn status(&self) -> v1::status::Approvals {
+        let known = self.known();
+        let repositories: BTreeSet<&str> =
+            known.in_force.statements().map(|(name, _)| name).collect();
+        v1::status::Approvals {
+            repositories: repositories.len() as u64,
+            error: self.error(&known),
+            ..v1::status::Approvals::default()
+        }
+    }
+
+    /// What is wrong with them, and what that means for nodes.
+    fn error(&self, known: &Known) -> String {
+        if known.error.is_empty() || self.told.borrow().is_some() {
+            return known.error.clone();
+        }
+        format!(
+            "{}; until that is mended, nodes are told nothing and keep what they were told last",
+            known.error
+        )
     }
 
     /// Whether they were read at all; until then nothing must be judged by them.
@@ -230,7 +268,7 @@ impl ClusterApprovals {
                 let shown = all.map(|(name, it)| shown(&known.in_force, name, it, running, now));
                 return Ok(v1::ListApprovalsResponse {
                     approvals: shown.collect(),
-                    error: known.error.clone(),
+                    error: self.error(&known),
                 });
             }
             ApprovalCall::Approve {
@@ -339,6 +377,16 @@ impl ClusterApprovals {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What objects say together, unless it is more than nodes take.
+fn in_force(objects: &BTreeMap<String, Held>) -> Result<Approvals, String> {
+    let documents = objects.values().map(|held| &held.document);
+    let in_force = Approvals::new(documents).map_err(|full| full.to_string())?;
+    let all = in_force.statements();
+    let all = all.map(|(name, statement)| (name.to_owned(), statement.clone()));
+    cluster::ClusterApprovals::new(all).map_err(|error| error.to_string())?;
+    Ok(in_force)
 }
 
 fn statement(

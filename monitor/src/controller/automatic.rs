@@ -9,7 +9,12 @@ use jiff::Timestamp;
 use monitor_api::v1::{self, join_request::Incident};
 use ulid::Ulid;
 
-use super::{cluster::POD, orders::Controller, plan::Plan, pods};
+use super::{
+    cluster::{ClusterError, POD},
+    orders::Controller,
+    plan::Plan,
+    pods,
+};
 use crate::{
     audit::{Call, Outcome, Who},
     respond::{
@@ -45,7 +50,8 @@ impl Controller {
         let pod = container.and_then(|it| it.pod.clone()).unwrap_or_default();
         let target = format!("pod/{}/{}", pod.namespace, pod.name);
         let is_on = self.is_on(node, &pod, &target).await;
-        let is_own = is_on.is_ok();
+        // If the API server does not say, it may well be.
+        let is_own = !matches!(is_on, Err(Refusal::Workload { .. }));
         if is_own && !self.pace().begin(&target, rule, Instant::now()) {
             return;
         }
@@ -107,8 +113,14 @@ impl Controller {
         if cause.mode != Automatic::Auto {
             return Ok(Some(planned));
         }
-        let order = Order::Apply { plan: planned.id };
-        self.order(order, who.clone()).await.map(Some)
+        let plan = planned.id;
+        let order = Order::Apply { plan: plan.clone() };
+        let applied = self.order(order, who.clone()).await;
+        if applied.is_err() {
+            // Kept, it would stand for a response to whatever comes next.
+            self.ledger().remove_plan(&plan);
+        }
+        applied.map(Some)
     }
 
     /// Whether the workload of a plan has an order under way, or a plan that a policy made.
@@ -127,9 +139,10 @@ impl Controller {
     /// Whether a pod is on the node that speaks of it: a node must not have others' workloads changed.
     async fn is_on(&self, node: &str, pod: &v1::alert::Pod, target: &str) -> Result<(), Refusal> {
         let found = self.cluster.get(POD, &pod.namespace, &pod.name).await;
-        let found = found.map_err(|error| Refusal::Cluster(error.to_string()))?;
-        if pods::is_on(&found, &pod.uid, node) {
-            return Ok(());
+        match found {
+            Ok(found) if pods::is_on(&found, &pod.uid, node) => return Ok(()),
+            Ok(_) | Err(ClusterError::NotFound(_)) => {}
+            Err(error) => return Err(Refusal::Cluster(error.to_string())),
         }
         Err(Refusal::Workload {
             workload: target.to_owned(),

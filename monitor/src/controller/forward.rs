@@ -10,6 +10,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::nodes::NODES_MAX;
 use crate::api::CONNECTIONS_MAX;
 
 /// How long the controller that leads is waited for.
@@ -22,7 +23,7 @@ pub(super) async fn forward(
     addresses: Vec<SocketAddr>,
     leader: watch::Receiver<Option<SocketAddr>>,
 ) -> std::io::Result<()> {
-    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX + NODES_MAX));
     let mut listening = JoinSet::new();
     for address in addresses {
         let listener = TcpListener::bind(address).await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
+use ulid::Ulid;
 
 use super::cluster::{Cluster, ClusterError, LEASE, set};
 
@@ -14,7 +15,7 @@ pub const NAME: &str = "monitord-controller";
 const ADDRESS: &str = "monitord.io/address";
 
 /// How long it holds without being renewed, as others see it.
-const DURATION: Duration = Duration::from_secs(15);
+pub const DURATION: Duration = Duration::from_secs(15);
 /// How long whoever holds it acts on without having renewed it: less, so that nobody acts beside the next.
 const OWN_DURATION: Duration = Duration::from_secs(10);
 /// How often it is renewed, or asked for.
@@ -28,6 +29,8 @@ pub struct Lease {
     address: String,
     /// What others wrote last, and when that was first seen: their clocks are not compared with ours.
     seen: Option<(String, Instant)>,
+    /// When it was last taken or renewed.
+    renewed: Instant,
 }
 
 /// Who holds a Lease.
@@ -40,14 +43,16 @@ pub enum Holder {
 }
 
 impl Lease {
-    /// Of the controller `identity`, reached at `address`.
-    pub fn new(cluster: Cluster, namespace: &str, identity: &str, address: &str) -> Self {
+    /// Of the controller `name`, reached at `address`. Each has an identity of its own, also if several
+    /// have one name.
+    pub fn new(cluster: Cluster, namespace: &str, name: &str, address: &str) -> Self {
         Self {
             cluster,
             namespace: namespace.to_owned(),
-            identity: identity.to_owned(),
+            identity: format!("{name}_{}", Ulid::new()),
             address: address.to_owned(),
             seen: None,
+            renewed: Instant::now(),
         }
     }
 
@@ -57,6 +62,16 @@ impl Lease {
     ///
     /// The API server does not say.
     pub async fn hold(&mut self) -> Result<Holder, ClusterError> {
+        // What is written may be so long before the answer comes.
+        let asked = Instant::now();
+        let holder = self.try_hold().await?;
+        if holder == Holder::Own {
+            self.renewed = asked;
+        }
+        Ok(holder)
+    }
+
+    async fn try_hold(&mut self) -> Result<Holder, ClusterError> {
         let lease = match self.cluster.get(LEASE, &self.namespace, NAME).await {
             Ok(lease) => lease,
             Err(ClusterError::NotFound(_)) => {
@@ -117,14 +132,11 @@ impl Lease {
 
     /// Renews it until it is lost; then this controller must act no more.
     pub async fn keep(&mut self) -> String {
-        let mut renewed = Instant::now();
         loop {
             sleep(INTERVAL).await;
-            let left = OWN_DURATION.saturating_sub(renewed.elapsed());
-            // What is written may be so long before the answer comes.
-            let asked = Instant::now();
+            let left = OWN_DURATION.saturating_sub(self.renewed.elapsed());
             match tokio::time::timeout(left, self.hold()).await {
-                Ok(Ok(Holder::Own)) => renewed = asked,
+                Ok(Ok(Holder::Own)) => {}
                 Ok(Ok(Holder::Other(_))) => return "another controller holds the lease".to_owned(),
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "cannot renew the lease; trying again");

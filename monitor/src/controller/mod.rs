@@ -35,15 +35,18 @@ mod view;
 pub mod workload;
 
 use std::{
+    fs::File,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::Context as _;
+use nix::fcntl::Flock;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
 };
 
 pub use self::config::Config;
@@ -52,8 +55,9 @@ use self::{
     orders::Controller,
 };
 use crate::{
-    alerts::NodeFacts,
+    alerts::{AlertLog, NodeFacts},
     api::{self, Address},
+    audit::Audit,
     outputs::Outputs,
     provenance::Provenance,
     registry::Registry,
@@ -93,6 +97,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     );
     let cluster = Cluster::connect(config.kubeconfig.as_deref()).await;
     let cluster = cluster.context("cannot find the API server")?;
+    // Before it takes part: what is wrong with them must not be found out by the one that leads.
+    let files = Files::read(&config).await?;
     let addresses = config.listen.iter().map(|address| address.parse());
     let addresses: Vec<Address> = addresses.collect::<Result<_, _>>()?;
     let own = advertised(&config, &addresses)?;
@@ -117,7 +123,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }) => {}
     }
     tracing::info!(name, "this controller leads");
-    lead(&config, &name, cluster, addresses, &mut lease, stop).await?;
+    lead(&config, &name, files, cluster, addresses, &mut lease, stop).await?;
     lease.release().await;
     Ok(())
 }
@@ -126,25 +132,104 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 async fn lead(
     config: &Config,
     name: &str,
+    files: Files,
     cluster: Cluster,
     addresses: Vec<Address>,
     lease: &mut Lease,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let ends =
+        |why: String| anyhow::anyhow!("{why}; this controller ends, and is to be started again");
+    let mut leading = tokio::select! {
+        started = start(config, name, files, cluster, addresses) => started?,
+        lost = lease.keep() => return Err(ends(lost)),
+    };
+    tracing::info!("ready: orders are taken");
+    let failed = tokio::select! {
+        () = stop => None,
+        lost = lease.keep() => Some(lost),
+        ended = &mut leading.serving => Some(format!("the API task ended: {ended:?}")),
+        ended = &mut leading.following => Some(format!("the task of approvals ended: {ended:?}")),
+        ended = &mut leading.observing => Some(format!("the task of pods ended: {ended:?}")),
+    };
+    match failed {
+        // At once: another one may act already.
+        Some(failed) => Err(ends(failed)),
+        None => leading.stop().await,
+    }
+}
+
+/// What a controller does that leads.
+struct Leading {
+    log: AlertLog,
+    audit: Audit,
+    outputs: Outputs,
+    serving: JoinHandle<Result<(), api::ServeError>>,
+    following: JoinHandle<()>,
+    observing: JoinHandle<()>,
+    stop_api: watch::Sender<bool>,
+    _ready: watch::Sender<bool>,
+    _lock: Flock<File>,
+}
+
+impl Leading {
+    async fn stop(self) -> anyhow::Result<()> {
+        tracing::info!("stopping");
+        let log = self.log;
+        tokio::task::spawn_blocking(move || log.close())
+            .await
+            .context("cannot close the journal")?;
+        self.outputs.stop().await;
+        self.stop_api.send_replace(true);
+        self.serving.await.context("the API task failed")??;
+        self.audit.flush().await;
+        Ok(())
+    }
+}
+
+/// What the files say that a configuration names.
+struct Files {
+    security: Option<Arc<api::Security>>,
+    registry: Option<Registry>,
+    provenance: Provenance,
+}
+
+impl Files {
+    async fn read(config: &Config) -> anyhow::Result<Self> {
+        let security = startup::security(config.tls.as_ref(), &config.roles)?;
+        let registry = config
+            .registry
+            .enabled
+            .then(|| Registry::new(&config.registry))
+            .transpose()?;
+        let (options, asked) = (config.provenance.clone(), registry.clone());
+        let provenance =
+            tokio::task::spawn_blocking(move || Provenance::new(&options, None, asked));
+        Ok(Self {
+            security,
+            registry,
+            provenance: provenance.await.context("cannot read the keys")??,
+        })
+    }
+}
+
+async fn start(
+    config: &Config,
+    name: &str,
+    files: Files,
+    cluster: Cluster,
+    addresses: Vec<Address>,
+) -> anyhow::Result<Leading> {
     // Of its own: the one above may be a volume's, whose mode is not the controller's to change.
     let state = config.state.join("controller");
-    let _lock = startup::lock(&state)?;
+    let lock = startup::lock(&state)?;
     let log = startup::open_log(&state, config.journal.retention()).await?;
     let audit = startup::open_audit(&state).await?;
-    let security = startup::security(config.tls.as_ref(), &config.roles)?;
-    let registry = config
-        .registry
-        .enabled
-        .then(|| Registry::new(&config.registry))
-        .transpose()?;
-    let (options, asked) = (config.provenance.clone(), registry.clone());
-    let provenance = tokio::task::spawn_blocking(move || Provenance::new(&options, None, asked));
-    let provenance = provenance.await.context("cannot read the keys")??;
+    let Files {
+        security,
+        registry,
+        provenance,
+    } = files;
     let node = NodeFacts {
         cluster: config.cluster.clone().unwrap_or_default(),
         environment: config.environment.clone().unwrap_or_default(),
@@ -186,35 +271,22 @@ async fn lead(
     let listeners = addresses.iter();
     let listeners = listeners.map(|address| Ok(api::Listener::bind(address, security.as_ref())?));
     let listeners = listeners.collect::<anyhow::Result<Vec<_>>>()?;
-    let (_ready_in, ready) = watch::channel(true);
+    let (ready_in, ready) = watch::channel(true);
     let (stop_api, api_stops) = watch::channel(false);
     let members: Arc<dyn api::Members> = Arc::clone(&answers) as _;
     let account = api::Account::new(answers, log.clone(), audit.clone(), ready, security, None);
     let account = Arc::new(account.with_members(members));
-    let mut serving = tokio::spawn(api::serve(listeners, account, api_stops));
-    let mut following = tokio::spawn(Arc::clone(&controller.approvals).follow());
-    let mut observing = tokio::spawn(Arc::clone(&controller).observe());
-    tracing::info!("ready: orders are taken");
-    let failed = tokio::select! {
-        () = stop => None,
-        lost = lease.keep() => Some(lost),
-        ended = &mut serving => Some(format!("the API task ended: {ended:?}")),
-        ended = &mut following => Some(format!("the task of approvals ended: {ended:?}")),
-        ended = &mut observing => Some(format!("the task of pods ended: {ended:?}")),
-    };
-    if let Some(failed) = failed {
-        // At once: another one may act already.
-        anyhow::bail!("{failed}; this controller ends, and is to be started again");
-    }
-    tracing::info!("stopping");
-    tokio::task::spawn_blocking(move || log.close())
-        .await
-        .context("cannot close the journal")?;
-    outputs.stop().await;
-    stop_api.send_replace(true);
-    serving.await.context("the API task failed")??;
-    audit.flush().await;
-    Ok(())
+    Ok(Leading {
+        log,
+        audit,
+        outputs,
+        serving: tokio::spawn(api::serve(listeners, account, api_stops)),
+        following: tokio::spawn(Arc::clone(&controller.approvals).follow()),
+        observing: tokio::spawn(controller.observe()),
+        stop_api,
+        _ready: ready_in,
+        _lock: lock,
+    })
 }
 
 /// The controller's name in alerts and in its Lease.

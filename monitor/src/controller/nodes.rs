@@ -18,6 +18,10 @@ pub const NODES_MAX: usize = 5000;
 pub const REPORT_MAX: usize = 4096;
 /// Containers of all reports; a report that would make more is refused, which its node's status tells.
 pub const CONTAINERS_MAX: usize = 200_000;
+/// Bytes of one report, as it is sent.
+pub const REPORT_BYTES_MAX: usize = 8 << 20;
+/// Bytes of all reports, likewise.
+pub const BYTES_MAX: usize = 256 << 20;
 /// Age at which a report is no evidence any more; a node makes one every 10 s.
 pub const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
 
@@ -33,11 +37,30 @@ pub enum ReportError {
     /// [`REPORT_MAX`] or [`CONTAINERS_MAX`].
     #[error("a report has at most {REPORT_MAX} containers, and all together {CONTAINERS_MAX}")]
     Containers,
+    /// [`REPORT_BYTES_MAX`] or [`BYTES_MAX`].
+    #[error("a report has at most {REPORT_BYTES_MAX} bytes, and all together {BYTES_MAX}")]
+    Bytes,
+}
+
+/// Whether a report of so many containers and bytes is taken, as far as it is alone.
+///
+/// # Errors
+///
+/// See [`ReportError`].
+pub fn bounded(containers: usize, bytes: usize) -> Result<(), ReportError> {
+    if containers > REPORT_MAX {
+        Err(ReportError::Containers)
+    } else if bytes > REPORT_BYTES_MAX {
+        Err(ReportError::Bytes)
+    } else {
+        Ok(())
+    }
 }
 
 /// What one node reported last.
 struct Report {
     at: Instant,
+    bytes: usize,
     containers: Vec<v1::Container>,
 }
 
@@ -45,6 +68,7 @@ struct Report {
 struct State {
     reports: HashMap<String, Report>,
     containers: usize,
+    bytes: usize,
 }
 
 /// What the nodes report.
@@ -68,23 +92,34 @@ impl Nodes {
     /// # Errors
     ///
     /// See [`ReportError`]; then its last one stands, and ages.
-    pub fn report(&self, node: &str, containers: Vec<v1::Container>) -> Result<(), ReportError> {
+    pub fn report(
+        &self,
+        node: &str,
+        containers: Vec<v1::Container>,
+        bytes: usize,
+    ) -> Result<(), ReportError> {
+        bounded(containers.len(), bytes)?;
         let mut state = self.state();
-        let before = state.reports.get(node).map(|it| it.containers.len());
-        let others = state.containers - before.unwrap_or(0);
-        let refused = if before.is_none() && state.reports.len() >= NODES_MAX {
-            Some(ReportError::Nodes)
-        } else if containers.len() > REPORT_MAX || others + containers.len() > CONTAINERS_MAX {
-            Some(ReportError::Containers)
-        } else {
-            None
-        };
-        if let Some(refused) = refused {
-            return Err(refused);
+        let before = state.reports.get(node);
+        let is_new = before.is_none();
+        let (count, size) = before.map_or((0, 0), |it| (it.containers.len(), it.bytes));
+        let (count, size) = (
+            state.containers - count + containers.len(),
+            state.bytes - size + bytes,
+        );
+        if is_new && state.reports.len() >= NODES_MAX {
+            return Err(ReportError::Nodes);
         }
-        state.containers = others + containers.len();
+        if count > CONTAINERS_MAX {
+            return Err(ReportError::Containers);
+        }
+        if size > BYTES_MAX {
+            return Err(ReportError::Bytes);
+        }
+        (state.containers, state.bytes) = (count, size);
         let report = Report {
             at: Instant::now(),
+            bytes,
             containers,
         };
         state.reports.insert(node.to_owned(), report);
@@ -100,6 +135,7 @@ impl Nodes {
             .reports
             .retain(|_, it| it.at.elapsed() < REPORT_AGE_MAX);
         state.containers = state.reports.values().map(|it| it.containers.len()).sum();
+        state.bytes = state.reports.values().map(|it| it.bytes).sum();
     }
 
     /// Changes with each report.

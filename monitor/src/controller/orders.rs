@@ -3,10 +3,12 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use jiff::Timestamp;
 use monitor_api::v1;
+use tokio::time::timeout;
 use ulid::Ulid;
 
 use super::{
@@ -34,6 +36,10 @@ use crate::{
 
 /// Workloads with an order that are read when a controller begins to lead.
 const WORKLOADS_MAX: usize = 10_000;
+/// Attempts to change a workload whose status others change meanwhile.
+const ATTEMPTS_MAX: u32 = 5;
+/// How long the sources of signatures may take.
+const SIGNATURE_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Takes orders about workloads and carries them out, each in a task of its own.
 pub struct Controller {
@@ -80,7 +86,8 @@ impl Controller {
                     continue;
                 };
                 match Record::of(&workload) {
-                    Ok(Some(record)) => {
+                    Ok(Some(mut record)) => {
+                        record.not_after(Timestamp::now());
                         self.ledger().keep(record);
                     }
                     Ok(None) => {}
@@ -100,8 +107,7 @@ impl Controller {
                 step = record.step.name(),
                 "going on with a rollback that was under way"
             );
-            self.update(&record.id, |record| record.resumed += 1);
-            tokio::spawn(Arc::clone(self).carry_out(record.id));
+            tokio::spawn(Arc::clone(self).go_on_with(record.id));
         }
         Ok(())
     }
@@ -167,13 +173,16 @@ impl Controller {
         if plan != was {
             return Err(Refusal::Outdated(difference(&was, &plan)));
         }
+        // It may have been given up meanwhile, which was confirmed.
+        let Some(planned) = self.ledger().remove_plan(&id) else {
+            return Err(Refusal::NoPlan(id));
+        };
         let record = Record::new(id.clone(), plan, by, Timestamp::now());
-        self.put(&record, &workload).await?;
-        {
-            let mut ledger = self.ledger();
-            ledger.remove_plan(&id);
-            ledger.keep(record.clone());
+        if let Err(refusal) = self.put(&record, workload).await {
+            self.ledger().add_plan(id, planned);
+            return Err(refusal);
         }
+        self.ledger().keep(record.clone());
         let told = view::order(&record);
         self.alert(&record);
         tokio::spawn(Arc::clone(&self).carry_out(id));
@@ -181,32 +190,45 @@ impl Controller {
     }
 
     /// Has the workload name the image, and holds the order there: both or neither.
-    async fn put(&self, record: &Record, workload: &Workload) -> Result<(), Refusal> {
-        let change = Change {
-            container: &record.plan.container,
-            image: &record.plan.to_reference,
-            record: &record.written(),
-            state: record.state.name(),
-            is_stopped: false,
-        };
-        let applied = self
-            .cluster
-            .apply(&workload.name, &workload.change(&change))
-            .await;
-        let Err(error) = applied else { return Ok(()) };
-        // It may have been taken although the answer was lost.
-        if let Ok(now) = self.cluster.workload(&workload.name).await
-            && let Ok(Some(written)) = Record::of(&now)
-            && written.id == record.id
-        {
-            return Ok(());
-        }
-        Err(match error {
-            ClusterError::Outdated(_) => {
-                Refusal::Outdated(format!("{} was changed just now", workload.name))
+    async fn put(&self, record: &Record, mut workload: Workload) -> Result<(), Refusal> {
+        let text = record.written();
+        let name = workload.name.clone();
+        for _ in 0..ATTEMPTS_MAX {
+            let change = Change {
+                container: &record.plan.container,
+                image: &record.plan.to_reference,
+                record: &text,
+                state: record.state.name(),
+                is_stopped: false,
+            };
+            let applied = self.cluster.apply(&name, &workload.change(&change)).await;
+            let Err(error) = applied else { return Ok(()) };
+            // It may have been taken although the answer was lost.
+            let now = match self.cluster.workload(&name).await {
+                Ok(now) => now,
+                Err(ClusterError::NotFound(_)) => {
+                    return Err(Refusal::Outdated(format!("{name} was deleted")));
+                }
+                Err(unknown) => {
+                    tracing::warn!(%error, %unknown, order = record.id, "whether a rollback began is not known yet");
+                    return Ok(());
+                }
+            };
+            if let Ok(Some(written)) = Record::of(&now)
+                && written.id == record.id
+            {
+                return Ok(());
             }
-            error => Refusal::Cluster(format!("nothing was changed: {error}")),
-        })
+            if !matches!(error, ClusterError::Outdated(_)) {
+                return Err(Refusal::Cluster(format!("nothing was changed: {error}")));
+            }
+            // How it stands may have changed, which it does often where something is wrong.
+            if now.uid() != record.plan.uid || now.wanted() != record.plan.wanted {
+                break;
+            }
+            workload = now;
+        }
+        Err(Refusal::Outdated(format!("{name} was changed just now")))
     }
 
     fn abort(&self, id: &str) -> Result<v1::Rollback, Refusal> {
@@ -310,8 +332,14 @@ impl Controller {
             manifest: *digest,
             index: None,
         };
-        self.provenance.refresh().await;
-        let found = self.provenance.verify_now(&subject).await;
+        let verify = async {
+            self.provenance.refresh().await;
+            self.provenance.verify_now(&subject).await
+        };
+        let Ok(found) = timeout(SIGNATURE_TIME_MAX, verify).await else {
+            let seconds = SIGNATURE_TIME_MAX.as_secs();
+            return Signature::Refused(format!("its sources did not answer within {seconds} s"));
+        };
         if found.signature.is_valid() {
             Signature::Valid
         } else {

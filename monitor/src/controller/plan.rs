@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     approval::{Approvals, Standing},
-    containers::repository,
+    containers::full_repository,
     digest::Digest,
     respond::{OnFailure, Refusal, Request, Signature, Subject},
 };
@@ -139,7 +139,7 @@ impl Plan {
 /// The container that is meant, and the repository of its image.
 struct Aim<'a> {
     container: &'a Container,
-    repository: &'a str,
+    repository: String,
 }
 
 impl Subject for Plan {
@@ -153,7 +153,7 @@ impl Subject for Plan {
 pub fn subject(request: &Request, owner: &Owner) -> Option<(String, String)> {
     let (name, containers) = named(owner);
     let aim = aim(&name, &containers, request.container.as_deref()).ok()?;
-    Some((aim.repository.to_owned(), aim.container.name.clone()))
+    Some((aim.repository, aim.container.name.clone()))
 }
 
 fn named(owner: &Owner) -> (String, Vec<Container>) {
@@ -172,7 +172,7 @@ pub fn target(request: &Request, facts: &Facts) -> Result<(String, Digest), Refu
     let (name, containers) = named(&facts.owner);
     let aim = aim(&name, &containers, request.container.as_deref())?;
     let digest = chosen(request, facts, &aim)?;
-    Ok((aim.repository.to_owned(), digest))
+    Ok((aim.repository, digest))
 }
 
 fn aim<'a>(
@@ -202,7 +202,8 @@ fn aim<'a>(
             })?
         }
     };
-    let repository = repository(&container.image);
+    // As nodes report it, and as approvals name it.
+    let repository = full_repository(&container.image);
     if repository.is_empty() {
         return Err(Refusal::NoRepository(format!(
             "{} of {name}",
@@ -219,7 +220,7 @@ fn chosen(request: &Request, facts: &Facts, aim: &Aim<'_>) -> Result<Digest, Ref
     let Some(digest) = request.to else {
         return last_approved(facts, aim);
     };
-    let own = aim.repository;
+    let own = aim.repository.as_str();
     let elsewhere = facts.approvals.repositories_of(&digest);
     match facts.approvals.standing(own, &[digest], facts.now) {
         Standing::Approved(_) => Ok(digest),
@@ -251,7 +252,7 @@ fn present(facts: &Facts, image: &str) -> Vec<Digest> {
 }
 
 fn last_approved(facts: &Facts, aim: &Aim<'_>) -> Result<Digest, Refusal> {
-    let own = aim.repository;
+    let own = aim.repository.as_str();
     // The approval of what runs, by whichever of its digests, ends the list.
     let of = |digest| facts.approvals.approved_before(own, digest, facts.now);
     let present = present(facts, &aim.container.image);
@@ -424,7 +425,11 @@ fn refuse_way(
                 let standing = facts.approvals.standing(repository, &[*digest], facts.now);
                 matches!(standing, Standing::Revoked(_))
             });
-            if is_revoked {
+            if digests.is_empty() {
+                Err(Refusal::NoWayBack(
+                    "is not known: a tag names it, and no node reports it",
+                ))
+            } else if is_revoked {
                 Err(Refusal::NoWayBack("was revoked"))
             } else if facts.has_findings {
                 Err(Refusal::NoWayBack("has findings on its nodes"))

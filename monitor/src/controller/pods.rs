@@ -25,6 +25,8 @@ pub struct Pod {
     pub images: BTreeMap<String, String>,
     /// Why a container of it waits, as its kubelet says.
     pub waiting: Option<String>,
+    /// It was told to end, and runs on until it has.
+    pub is_ending: bool,
 }
 
 /// The pods that a workload owns and that have not ended.
@@ -65,8 +67,7 @@ pub async fn of(cluster: &Cluster, workload: &Workload) -> Result<Vec<Pod>, Clus
 
 fn has_ended(object: &Value) -> bool {
     let phase = text(object, "/status/phase");
-    object.pointer("/metadata/deletionTimestamp").is_some()
-        || ["Succeeded", "Failed"].contains(&phase.as_str())
+    ["Succeeded", "Failed"].contains(&phase.as_str())
 }
 
 /// Whether an object is the pod of this uid, on this node.
@@ -91,6 +92,7 @@ fn pod(object: &Value) -> Pod {
         waiting: waiting
             .find(|reason| *reason != "ContainerCreating")
             .map(str::to_owned),
+        is_ending: object.pointer("/metadata/deletionTimestamp").is_some(),
     }
 }
 

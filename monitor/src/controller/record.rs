@@ -82,6 +82,9 @@ pub struct Record {
     pub resumed: u32,
     /// Pods that were proven to run the image.
     pub proven: u64,
+    /// What the present step waits for, as it was seen last; not written at the workload.
+    #[serde(skip)]
+    pub waits_for: String,
 }
 
 impl Record {
@@ -99,12 +102,14 @@ impl Record {
             failure: String::new(),
             resumed: 0,
             proven: 0,
+            waits_for: String::new(),
         }
     }
 
     /// A step begins.
     pub fn begin(&mut self, step: Step, now: Timestamp) {
         self.step = step;
+        self.waits_for.clear();
         self.begun.retain(|(begun, _)| *begun != step);
         self.begun.push((step, now));
     }
@@ -115,6 +120,15 @@ impl Record {
             reason.clone_into(&mut self.failure);
         } else {
             self.failure = format!("{}; then {reason}", self.failure);
+        }
+    }
+
+    /// Times that are later than `now` are not believed: whoever may change a workload may write there.
+    pub fn not_after(&mut self, now: Timestamp) {
+        self.began_at = self.began_at.min(now);
+        self.ended_at = self.ended_at.map(|at| at.min(now));
+        for (_, at) in &mut self.begun {
+            *at = (*at).min(now);
         }
     }
 

@@ -7,6 +7,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     cluster::ClusterError,
+    lease,
     nodes::{Proof, judge},
     orders::Controller,
     pods::{self, Pod},
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     approval::Standing,
-    containers::repository,
+    containers::full_repository,
     respond::{Kept as _, OnFailure, State},
 };
 
@@ -37,6 +38,32 @@ enum Stop {
 }
 
 impl Controller {
+    /// Goes on with an order that a controller before has begun. Its present step has its whole time
+    /// again: nodes report to this controller only now.
+    pub(super) async fn go_on_with(self: Arc<Self>, id: String) {
+        let now = Timestamp::now();
+        let whole = self.settings.rollout_seconds + self.settings.verify_seconds;
+        let mut is_old = false;
+        let resumed = self.update(&id, |record| {
+            let spent = now.duration_since(record.since());
+            is_old = spent > SignedDuration::from_secs(whole.into());
+            record.resumed = record.resumed.saturating_add(1);
+            record.begin(record.step, now);
+        });
+        let Some(record) = resumed else { return };
+        // First, so that the one before does not go on with it as well.
+        let made = match self.write(&record, None).await {
+            Ok(()) if is_old => Err(Stop::Left(format!(
+                "for longer than {whole} s no controller went on with it"
+            ))),
+            written => written,
+        };
+        if let Err(stop) = made {
+            self.fail(&id, record.step, stop).await;
+        }
+        self.carry_out(id).await;
+    }
+
     /// Makes one step after the other, until the order has ended.
     pub(super) async fn carry_out(self: Arc<Self>, id: String) {
         while let Some(record) = self.running_order(&id) {
@@ -70,14 +97,14 @@ impl Controller {
     async fn begin(&self, record: &Record) -> Result<(), Stop> {
         let plan = &record.plan;
         let approvals = self.approvals.in_force();
-        let own = repository(&plan.to_reference);
-        let standing = approvals.standing(own, &[plan.to], Timestamp::now());
+        let own = full_repository(&plan.to_reference);
+        let standing = approvals.standing(&own, &[plan.to], Timestamp::now());
         if !matches!(standing, Standing::Approved(_)) {
             let problem = format!("{} is {} now", plan.to, standing.name());
             return Err(Stop::Left(problem));
         }
         let workload = self.workload(record).await?;
-        is_own(record, &workload, &plan.to_reference)
+        is_own(record, &workload, &plan.to_reference).await
     }
 
     async fn go_on(&self, id: &str, step: Step) {
@@ -88,17 +115,39 @@ impl Controller {
         }
     }
 
-    /// Waits until the pods of a workload are replaced by such of `image`.
+    /// Waits until the pods of a workload are replaced by such of `image`, and those of before have
+    /// ended.
     async fn see_rollout(&self, record: &Record, image: &str) -> Result<(), Stop> {
         let seconds = self.settings.rollout_seconds;
+        // What Kubernetes said of the rollout before when it first looked at this one.
+        let mut before: Option<Option<String>> = None;
         loop {
             let workload = self.workload(record).await?;
-            is_own(record, &workload, image)?;
-            let far = match workload.rollout() {
-                Rollout::Done | Rollout::Next => return Ok(()),
+            is_own(record, &workload, image).await?;
+            let mut is_replaced = false;
+            let rollout = workload.rollout();
+            if before.is_none() && rollout != Rollout::Unseen {
+                before = Some(match &rollout {
+                    Rollout::Stuck { since, .. } => Some(since.clone()),
+                    _ => None,
+                });
+            }
+            let far = match rollout {
+                Rollout::Next => return Ok(()),
+                Rollout::Done => match self.left_over(record, &workload, image).await {
+                    None => return Ok(()),
+                    Some(left) => {
+                        is_replaced = true;
+                        left
+                    }
+                },
                 // Of pods that are to go it does not matter whether they came to be ready.
-                Rollout::Stuck(reason) if record.step == Step::Halt => reason,
-                Rollout::Stuck(reason) => {
+                Rollout::Stuck { reason, since }
+                    if record.step == Step::Halt || before == Some(Some(since.clone())) =>
+                {
+                    reason
+                }
+                Rollout::Stuck { reason, .. } => {
                     let trouble = self.trouble(&workload).await;
                     return Err(Stop::Failed(format!(
                         "the rollout is stuck: {reason}{trouble}"
@@ -111,22 +160,51 @@ impl Controller {
                     wanted,
                 } => format!("of {wanted} pods {updated} are new and {available} available"),
             };
+            if is_over(record, seconds) && is_replaced {
+                // To replace those that replaced them would end nothing.
+                return Err(Stop::Left(format!(
+                    "every pod is replaced, but after {seconds} s {far}"
+                )));
+            }
             if is_over(record, seconds) {
                 let trouble = self.trouble(&workload).await;
                 return Err(Stop::Failed(format!(
                     "the rollout was not done within {seconds} s: {far}{trouble}"
                 )));
             }
+            self.update(&record.id, |record| record.waits_for = far);
             let name = &record.plan.workload;
             let changed = self.cluster.changed(
                 name.kind.into(),
                 &name.namespace,
                 &name.name,
                 workload.version(),
-                WATCH_TIME_MAX,
+                if is_replaced {
+                    LOOK_INTERVAL
+                } else {
+                    WATCH_TIME_MAX
+                },
             );
             changed.await;
         }
+    }
+
+    /// What still runs of before, although every pod is replaced: Kubernetes counts pods no more that are
+    /// told to end.
+    async fn left_over(&self, record: &Record, workload: &Workload, image: &str) -> Option<String> {
+        let pods = match pods::of(&self.cluster, workload).await {
+            Ok(pods) => pods,
+            Err(error) => return Some(error.to_string()),
+        };
+        let container = &record.plan.container;
+        let is_other = |pod: &&Pod| pod.images.get(container).is_none_or(|it| it != image);
+        let mut left = (pods.iter()).filter(|it| record.step == Step::Halt || is_other(it));
+        let pod = left.next()?;
+        Some(format!(
+            "pod {} on {} has not ended",
+            pod.name,
+            or_none(&pod.node)
+        ))
     }
 
     /// Waits until nodes prove that every pod runs the image.
@@ -137,7 +215,7 @@ impl Controller {
         loop {
             reports.mark_unchanged();
             let workload = self.workload(record).await?;
-            is_own(record, &workload, &plan.to_reference)?;
+            is_own(record, &workload, &plan.to_reference).await?;
             let missing = match pods::of(&self.cluster, &workload).await {
                 Err(error) => error.to_string(),
                 Ok(pods) => match self.proven(record, &pods, workload.pods_wanted())? {
@@ -150,6 +228,7 @@ impl Controller {
                     "what runs was not proven within {seconds} s: {missing}"
                 )));
             }
+            self.update(&record.id, |record| record.waits_for = missing);
             // An error is the end of the wait alone.
             let _ = timeout(LOOK_INTERVAL, reports.changed()).await;
         }
@@ -163,6 +242,9 @@ impl Controller {
         for pod in pods {
             if pod.images.get(&plan.container) != Some(&plan.to_reference) {
                 missing = Some(format!("pod {} is still of the old template", pod.name));
+                continue;
+            }
+            if pod.is_ending {
                 continue;
             }
             let reported = self.nodes.of_pod(&pod.node, &pod.uid, &plan.container);
@@ -202,7 +284,13 @@ impl Controller {
             (Stop::Failed(_), OnFailure::Stop) if is_first => Some(Step::Halt),
             _ => None,
         };
-        let Some(next) = next else {
+        let no_way_back = next
+            .filter(|next| *next == Step::PutBack)
+            .and_then(|_| self.no_way_back(&record));
+        if let Some(problem) = &no_way_back {
+            self.update(id, |record| record.note_failure(problem));
+        }
+        let Some(next) = next.filter(|_| no_way_back.is_none()) else {
             return self.end(id, State::Held).await;
         };
         let begun = self.update(id, |record| record.begin(next, Timestamp::now()));
@@ -217,6 +305,23 @@ impl Controller {
             self.update(id, |record| record.note_failure(&reason));
             self.end(id, State::Held).await;
         }
+    }
+
+    /// Why what ran before must not be started again, which was judged when the order was planned.
+    fn no_way_back(&self, record: &Record) -> Option<String> {
+        let plan = &record.plan;
+        let approvals = self.approvals.in_force();
+        let (own, now) = (full_repository(&plan.from_reference), Timestamp::now());
+        let named = plan.from_reference.split_once('@');
+        let named = named.and_then(|(_, digest)| digest.parse().ok());
+        let mut digests = plan.from.into_iter().chain(named);
+        let revoked = digests.find(|digest| {
+            let standing = approvals.standing(&own, &[*digest], now);
+            matches!(standing, Standing::Revoked(_))
+        })?;
+        Some(format!(
+            "it is not put back, since {revoked} was revoked meanwhile"
+        ))
     }
 
     async fn end(&self, id: &str, state: State) {
@@ -266,10 +371,16 @@ impl Controller {
     /// Writes the order at its workload, which is to name `image`, or what it names now.
     async fn write(&self, record: &Record, image: Option<&str>) -> Result<(), Stop> {
         let text = record.written();
-        let is_stopped = record.step == Step::Halt;
+        let is_stopped = image.is_some() && record.step == Step::Halt;
         for _ in 0..ATTEMPTS_MAX {
             let workload = self.workload(record).await?;
-            let named = named(record, &workload)?;
+            let named = named(record, &workload).await?;
+            // It may be there already: the answer to an attempt before was lost.
+            if let Some(image) = image
+                && ![image, &record.plan.to_reference].contains(&named.as_str())
+            {
+                return Err(changed(&named));
+            }
             let change = Change {
                 container: &record.plan.container,
                 image: image.unwrap_or(&named),
@@ -297,11 +408,18 @@ impl Controller {
 }
 
 /// The image that a workload names where this order is written.
-fn named(record: &Record, workload: &Workload) -> Result<String, Stop> {
-    let written = Record::of(workload);
-    if !written.is_ok_and(|it| it.is_some_and(|it| it.id == record.id)) {
-        let problem = "the order is not written at the workload any more".to_owned();
-        return Err(Stop::Left(problem));
+async fn named(record: &Record, workload: &Workload) -> Result<String, Stop> {
+    let written = Record::of(workload).ok().flatten();
+    let written = written.filter(|it| it.id == record.id).ok_or_else(|| {
+        Stop::Left("the order is not written at the workload any more".to_owned())
+    })?;
+    if written.resumed > record.resumed {
+        // Whoever leads now goes on with it, and this controller ends before that is over. If it does
+        // not, this is somebody's text.
+        sleep(lease::DURATION).await;
+        return Err(Stop::Left(
+            "what is written at the workload is not of this controller".to_owned(),
+        ));
     }
     let name = &record.plan.container;
     let mut containers = workload.containers().into_iter();
@@ -311,13 +429,21 @@ fn named(record: &Record, workload: &Workload) -> Result<String, Stop> {
 }
 
 /// Whether a workload is as this order has made it.
-fn is_own(record: &Record, workload: &Workload, image: &str) -> Result<(), Stop> {
-    let named = named(record, workload)?;
+async fn is_own(record: &Record, workload: &Workload, image: &str) -> Result<(), Stop> {
+    let named = named(record, workload).await?;
     if named == image {
-        return Ok(());
+        Ok(())
+    } else {
+        Err(changed(&named))
     }
-    let problem = format!("somebody has had it name {named} meanwhile");
-    Err(Stop::Left(problem))
+}
+
+fn changed(named: &str) -> Stop {
+    Stop::Left(format!("somebody has had it name {named} meanwhile"))
+}
+
+fn or_none(node: &str) -> &str {
+    if node.is_empty() { "no node" } else { node }
 }
 
 /// Whether the time for the present step is over.

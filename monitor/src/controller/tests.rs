@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     nodes::{Proof, judge},
     plan::{Facts, Known, Owner, Unowned, plan},
-    record::{Expected, Record},
+    record::{Expected, Record, Step},
     workload::{
         ANNOTATION, Change, Container, FIELD_MANAGER, Kind, Name, Rollout, Target, Workload,
     },
@@ -224,7 +224,7 @@ fn what_keeps_a_workload_from_being_rolled_back_is_said() {
         ..to_a.clone()
     };
     check(&of("db"), &with_two, "no container \"db\", but web, proxy");
-    check(&of("web"), &with_two, "the container is of a/b");
+    check(&of("web"), &with_two, "the container is of docker.io/a/b");
     let unsigned = |facts: &mut Facts| {
         facts.signature = Signature::Refused("no signature".to_owned());
     };
@@ -246,6 +246,12 @@ fn what_keeps_a_workload_from_being_rolled_back_is_said() {
         &|facts| facts.has_findings = true,
         "has findings",
     );
+    let unknown = |facts: &mut Facts| {
+        facts.running.clear();
+        let containers = json!([{"name": "web", "image": "registry.example/web:1"}]);
+        change_object(facts, "/spec/template/spec/containers", containers);
+    };
+    check(&way(OnFailure::Undo), &unknown, "what is not known");
     check(&way(OnFailure::Stop), &|_| {}, "planned");
     check(
         &way(OnFailure::Stop),
@@ -327,6 +333,22 @@ fn what_is_applied_is_whole_and_no_more() {
     }]);
     stopped.object["spec"]["replicas"] = json!(0);
     check(stopped, false, json!({"template": pods, "replicas": 0}));
+    // What an order about another container has applied stays as it is.
+    let of_proxy =
+        json!({"f:containers": {"k:{\"name\":\"proxy\"}": {"f:image": {}, "f:name": {}}}});
+    let of_proxy = json!({"f:spec": {"f:template": {"f:spec": of_proxy}}});
+    let containers = json!([
+        {"name": "web", "image": "a/b:1"}, {"name": "proxy", "image": "c@d"},
+        {"name": "log", "image": "e:1"},
+    ]);
+    let mut two = deployment();
+    two.object["spec"]["template"]["spec"]["containers"] = containers;
+    two.object["metadata"]["managedFields"] = json!([
+        {"manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": of_proxy},
+    ]);
+    let both = json!([{"name": "web", "image": "a@b"}, {"name": "proxy", "image": "c@d"}]);
+    let pods = json!({"spec": {"containers": both}});
+    check(two, false, json!({"template": pods}));
 }
 
 #[test]
@@ -356,8 +378,15 @@ fn a_rollout_is_done_when_no_old_pod_is_left() {
     let mut stuck = deployment(4, 4, 1, 3);
     stuck["conditions"] = json!([{
         "type": "Progressing", "reason": "ProgressDeadlineExceeded", "message": "late",
+        "lastUpdateTime": "2026-01-01T00:00:00Z",
     }]);
-    check(Kind::Deployment, stuck, Rollout::Stuck("late".to_owned()));
+    let given_up = Rollout::Stuck {
+        reason: "late".to_owned(),
+        since: "2026-01-01T00:00:00Z".to_owned(),
+    };
+    check(Kind::Deployment, stuck, given_up);
+    // Fewer are wanted than there are, of whatever template.
+    check(Kind::Deployment, deployment(4, 4, 4, 4), under_way(4, 4));
     let daemon_set = |updated: u64, available: u64| {
         json!({
             "observedGeneration": 4, "desiredNumberScheduled": 3, "currentNumberScheduled": 3,
@@ -373,7 +402,9 @@ fn a_rollout_is_done_when_no_old_pod_is_left() {
         })
     };
     check(Kind::StatefulSet, stateful_set("2", 2, 3), under_way(2, 3));
-    check(Kind::StatefulSet, stateful_set("1", 0, 3), Rollout::Done);
+    check(Kind::StatefulSet, stateful_set("1", 3, 3), Rollout::Done);
+    // On the way back to the revision that is still the current one.
+    check(Kind::StatefulSet, stateful_set("1", 1, 3), under_way(1, 3));
     check(Kind::CronJob, json!({}), Rollout::Next);
 }
 
@@ -453,4 +484,46 @@ fn an_order_is_read_back_from_its_workload_alone() {
     check(record.written(), &copied, Err("another workload"));
     check("{".to_owned(), &|_| {}, Err("EOF"));
     check("x".repeat(70_000), &|_| {}, Err("more than"));
+}
+
+#[test]
+fn times_to_come_are_not_believed() {
+    let plan = plan(&request(Some("a")), &facts("+a +b")).unwrap();
+    let by = By {
+        name: "test".to_owned(),
+        roles: Vec::new(),
+        peer: String::new(),
+    };
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let mut record = Record::new("1".to_owned(), plan, by, at(100));
+    record.begin(Step::Rollout, at(200));
+    record.ended_at = Some(at(300));
+    record.not_after(at(150));
+    assert_eq!(record.began_at, at(100));
+    assert_eq!(record.since(), at(150));
+    assert_eq!(record.ended_at, Some(at(150)));
+}
+
+#[test]
+fn reports_are_bounded_each_and_together() {
+    use monitor_api::v1;
+
+    use super::nodes::{BYTES_MAX, Nodes, REPORT_BYTES_MAX, REPORT_MAX, ReportError};
+    let nodes = Nodes::default();
+    let report = |node: &str, count: usize, bytes: usize| {
+        nodes.report(node, vec![v1::Container::default(); count], bytes)
+    };
+    let whole = BYTES_MAX / REPORT_BYTES_MAX;
+    assert_eq!(report("a", REPORT_MAX + 1, 0), Err(ReportError::Containers));
+    assert_eq!(
+        report("a", 1, REPORT_BYTES_MAX + 1),
+        Err(ReportError::Bytes)
+    );
+    for node in 0..whole {
+        assert_eq!(report(&node.to_string(), 1, REPORT_BYTES_MAX), Ok(()));
+    }
+    assert_eq!(report("a", 1, 1), Err(ReportError::Bytes));
+    // A report takes the place of the last.
+    assert_eq!(report("0", 1, REPORT_BYTES_MAX - 1), Ok(()));
+    assert_eq!(report("a", 1, 1), Ok(()));
 }

@@ -101,13 +101,24 @@ pub(super) fn sentence(record: &Record) -> String {
     let (workload, to) = (&plan.workload, &plan.to);
     let step = record.step.name();
     match record.state {
-        State::Running => format!("{workload} is being rolled back to {to}"),
+        State::Running if record.waits_for.is_empty() => {
+            format!("{workload} is being rolled back to {to}")
+        }
+        State::Running => {
+            let waits_for = &record.waits_for;
+            format!("{workload} is being rolled back to {to}: {waits_for}")
+        }
         State::Done if workload.kind == Kind::CronJob => {
             format!("{workload} was rolled back to {to}, for what it runs from now on")
         }
         State::Done => format!(
-            "{workload} was rolled back to {to}, which the nodes prove of {} pods by chain ID",
-            record.proven
+            "{workload} was rolled back to {to}, which the nodes prove of {} pods by {}",
+            record.proven,
+            if plan.expected.chain_ids.is_empty() {
+                "digest"
+            } else {
+                "chain ID"
+            }
         ),
         State::Held => {
             format!("the rollback of {workload} to {to} is held at step {step}: {failure}")

@@ -1,6 +1,6 @@
 //! Workloads of Kubernetes as objects of its API describe them. Pure.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -318,8 +318,13 @@ impl Workload {
             namespace,
             name,
         } = &self.name;
-        let container = json!({ "name": change.container, "image": change.image });
-        let pods = json!({ "spec": { "containers": [container] } });
+        // Left out, the images that orders about other containers have applied would be taken away.
+        let applied = self.applied_containers();
+        let others = self.containers().into_iter();
+        let others = others.filter(|it| it.name != change.container && applied.contains(&it.name));
+        let mut containers = vec![json!({ "name": change.container, "image": change.image })];
+        containers.extend(others.map(|it| json!({ "name": it.name, "image": it.image })));
+        let pods = json!({ "spec": { "containers": containers } });
         let mut spec = match kind {
             Kind::CronJob => json!({ "jobTemplate": { "spec": { "template": pods } } }),
             _ => json!({ "template": pods }),
@@ -361,11 +366,7 @@ impl Workload {
             ),
             Kind::StatefulSet => (
                 self.number("/status/replicas"),
-                match self.text("/status/currentRevision") == self.text("/status/updateRevision") {
-                    // Once all are of the new revision, that is the current one and the count is 0.
-                    true => self.number("/status/replicas"),
-                    false => self.number("/status/updatedReplicas"),
-                },
+                self.number("/status/updatedReplicas"),
                 self.number("/status/readyReplicas"),
             ),
             Kind::DaemonSet => (
@@ -377,8 +378,8 @@ impl Workload {
         if self.number("/status/observedGeneration") < self.generation() {
             return Rollout::Unseen;
         }
-        // Old pods that have not ended are there as well, and count.
-        if updated >= wanted && available >= wanted && all <= updated {
+        // Pods that end are counted no more: who must know of them lists the pods.
+        if updated >= wanted && available >= wanted && all <= wanted {
             return Rollout::Done;
         }
         let conditions = self.object.pointer("/status/conditions");
@@ -389,7 +390,10 @@ impl Workload {
                 && text(it, "reason").as_deref() == Some("ProgressDeadlineExceeded")
         });
         if let Some(stuck) = stuck {
-            return Rollout::Stuck(text(stuck, "message").unwrap_or_default());
+            return Rollout::Stuck {
+                reason: text(stuck, "message").unwrap_or_default(),
+                since: text(stuck, "lastUpdateTime").unwrap_or_default(),
+            };
         }
         Rollout::UnderWay {
             updated,
@@ -400,14 +404,35 @@ impl Workload {
 
     /// Whether the number of pods is what the controller applied.
     fn has_applied_replicas(&self) -> bool {
+        let mut own = self.applied();
+        own.any(|fields| fields.pointer("/f:spec/f:replicas").is_some())
+    }
+
+    /// The containers whose images are what the controller applied, by name.
+    fn applied_containers(&self) -> BTreeSet<String> {
+        let place = self.name.kind.pods().replace('/', "/f:") + "/f:containers";
+        let containers = self
+            .applied()
+            .filter_map(|it| it.pointer(&place)?.as_object());
+        let with_image = containers
+            .flatten()
+            .filter(|(_, it)| it.get("f:image").is_some());
+        let name = |(key, _): (&String, &Value)| {
+            let key: Value = serde_json::from_str(key.strip_prefix("k:")?).ok()?;
+            Some(key.get("name")?.as_str()?.to_owned())
+        };
+        with_image.filter_map(name).collect()
+    }
+
+    /// The fields that the controller applied and that nobody has changed since.
+    fn applied(&self) -> impl Iterator<Item = &Value> {
         let managers = self.object.pointer("/metadata/managedFields");
         let managers = managers.and_then(Value::as_array).into_iter().flatten();
-        let is_own = |it: &&Value| {
+        let own = managers.filter(|it| {
             it.get("manager").and_then(Value::as_str) == Some(FIELD_MANAGER)
                 && it.get("operation").and_then(Value::as_str) == Some("Apply")
-        };
-        let mut own = managers.filter(is_own);
-        own.any(|it| it.pointer("/fieldsV1/f:spec/f:replicas").is_some())
+        });
+        own.filter_map(|it| it.get("fieldsV1"))
     }
 
     fn text(&self, pointer: &str) -> &str {
@@ -450,10 +475,16 @@ pub enum Rollout {
         /// To be there.
         wanted: u64,
     },
-    /// Every pod is of the new template and available, and no other is left.
+    /// Every pod is of the new template and available, and no other is left that does not end.
     Done,
-    /// Kubernetes has given up waiting; why.
-    Stuck(String),
+    /// Kubernetes has given up waiting.
+    Stuck {
+        /// Why.
+        reason: String,
+        /// When it did, as it says. It says so on about the next template, until a pod of that has come or
+        /// gone.
+        since: String,
+    },
     /// Nothing is replaced; what runs next is of the new template.
     Next,
 }

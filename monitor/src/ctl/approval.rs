@@ -32,7 +32,7 @@ pub(super) async fn run(
                 return Ok(());
             }
             Err(Failure::Failed(format!(
-                "the folder of approvals is refused as it is now, and what it held before is in force: {}",
+                "some approvals are refused as they are now, and what they said before is in force: {}",
                 safe(&listed.error)
             )))
         }

@@ -9,7 +9,7 @@ use monitor_api::{
         Rollback, rollbacks_client::RollbacksClient,
     },
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
@@ -19,6 +19,9 @@ use super::{
     output::{Cell, or_dash, safe, short, time},
 };
 
+/// Longest time to wait for a plan, or for an order to begin: longer than a controller's own, which asks
+/// registries and sources of signatures.
+const ORDER_TIME_MAX: Duration = Duration::from_secs(45);
 /// How often an order is asked for that is under way.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -39,7 +42,7 @@ pub(super) async fn run(
     } = arguments;
     match command {
         Some(RollbackCommand::Plan { target, aims }) => {
-            let planned = answered(plan(&mut client, target, aims)).await?;
+            let planned = planned(plan(&mut client, target, aims)).await?;
             show(&planned, output)
         }
         Some(RollbackCommand::Apply { plan }) => apply(&mut client, plan, output).await,
@@ -59,13 +62,23 @@ pub(super) async fn run(
             if aims.reason.is_none() && !dry_run {
                 return Err(Failure::Usage("say why with --reason TEXT".to_owned()));
             }
-            let planned = answered(plan(&mut client, target, aims)).await?;
+            let planned = planned(plan(&mut client, target, aims)).await?;
             if dry_run {
                 return show(&planned, output);
             }
             apply(&mut client, planned.id, output).await
         }
     }
+}
+
+async fn planned(
+    plan: impl Future<Output = Result<Rollback, Failure>>,
+) -> Result<Rollback, Failure> {
+    timeout(ORDER_TIME_MAX, plan).await.unwrap_or_else(|_| {
+        let seconds = ORDER_TIME_MAX.as_secs();
+        let problem = format!("no plan within {seconds} s; nothing was changed");
+        Err(Failure::Failed(problem))
+    })
 }
 
 async fn plan(
@@ -89,8 +102,18 @@ async fn plan(
 /// Applies a plan and tells each step until it has ended.
 async fn apply(client: &mut Client, id: String, output: &mut Output<'_>) -> Result<(), Failure> {
     let request = ApplyRollbackRequest { id: id.clone() };
-    let begun = answered(async { client.apply_rollback(request).await.map_err(refused) });
-    let mut order = begun.await?.into_inner().rollback.unwrap_or_default();
+    let begun = timeout(ORDER_TIME_MAX, client.apply_rollback(request)).await;
+    let begun = begun.map_err(|_| {
+        Failure::Unreachable(format!(
+            "no answer within {} s, and it may still be carried out: see `monitorctl rollback status`",
+            ORDER_TIME_MAX.as_secs()
+        ))
+    })?;
+    let mut order = begun
+        .map_err(refused)?
+        .into_inner()
+        .rollback
+        .unwrap_or_default();
     let mut told = 0;
     loop {
         if !output.is_json() {
@@ -138,7 +161,7 @@ async fn list(client: &mut Client, output: &mut Output<'_>) -> Result<(), Failur
         return Ok(());
     }
     let header = [
-        "ID", "STATE", "STEP", "TARGET", "FROM", "TO", "BEGAN", "BY", "REASON",
+        "ID", "STATE", "STEP", "TARGET", "FROM", "TO", "BEGAN", "BY", "REASON", "MESSAGE",
     ];
     let row = |order: &Rollback| {
         vec![
@@ -151,6 +174,7 @@ async fn list(client: &mut Client, output: &mut Output<'_>) -> Result<(), Failur
             time(order.began_at.as_ref()),
             order.by.clone(),
             or_dash(&order.reason).to_owned(),
+            or_dash(&order.message).to_owned(),
         ]
     };
     Ok(output.table(&header, all.iter().map(row).collect())?)

@@ -36,6 +36,8 @@ pub enum Behaviour {
     Slow(Duration),
     /// Never started, as the image cannot be pulled.
     Unpullable,
+    /// Ends only a while after it was told to.
+    SlowToEnd(Duration),
 }
 
 /// What happened to a container.
@@ -94,10 +96,12 @@ struct Worker<H> {
     has_controllers: bool,
     has_kubelets: bool,
     behaviours: Arc<Mutex<Vec<(String, Behaviour)>>>,
-    /// When the rollout of a Deployment, by uid, last came on, and how far.
+    /// When the rollout of a Deployment, by uid, last came on, and how far; none since it began.
     progress: HashMap<String, (Value, Instant)>,
     /// When pods, by uid, were started.
     started: HashMap<String, Instant>,
+    /// When they were told to end.
+    told_to_end: HashMap<String, Instant>,
     /// The containers that run, by id.
     running: HashMap<String, Event>,
     hook: H,
@@ -131,6 +135,7 @@ impl Standin {
             behaviours: Arc::clone(&behaviours),
             progress: HashMap::new(),
             started: HashMap::new(),
+            told_to_end: HashMap::new(),
             running: HashMap::new(),
             hook,
         };

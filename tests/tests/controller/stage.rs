@@ -257,6 +257,44 @@ impl Stage {
         Ok(())
     }
 
+    /// Gives its pods another container.
+    pub(crate) fn add_container(&self, kind: &str, name: &str, word: &str) -> Result<()> {
+        let mut object = self.workload(kind)?;
+        let place = "/spec/template/spec/containers";
+        let containers = object.pointer_mut(place).and_then(Value::as_array_mut);
+        let containers = containers.context("no containers")?;
+        containers.push(json!({"name": name, "image": self.image(word)}));
+        let pods = json!({"spec": {"containers": containers}});
+        self.cluster
+            .merge(&self.object(kind, &json!({"template": pods})))?;
+        until("both containers to run", PATIENCE, || {
+            let (own, all) = (self.fleet.running(&digest(word)).len(), self.fleet.count());
+            ensure!((own, all) == (2, 4), "{own} of {all}");
+            Ok(())
+        })
+    }
+
+    /// What the pods of the namespace are to run, also those that end.
+    pub(crate) fn images(&self) -> Result<Vec<String>> {
+        let pods = self.cluster.list("v1", "Pod", self.namespace())?;
+        let image = |pod: &Value| Some(text(pod, "/spec/containers/0/image")?.to_owned());
+        Ok(pods.iter().filter_map(image).collect())
+    }
+
+    /// Waits until Kubernetes has given up the rollout of the Deployment.
+    pub(crate) fn wait_stuck(&self) -> Result<()> {
+        until("the rollout to be given up", PATIENCE, || {
+            let object = self.workload("Deployment")?;
+            let conditions = object
+                .pointer("/status/conditions")
+                .and_then(Value::as_array);
+            let mut conditions = conditions.into_iter().flatten();
+            let is_it = |it: &Value| text(it, "/reason") == Some("ProgressDeadlineExceeded");
+            ensure!(conditions.any(is_it), "{object}");
+            Ok(())
+        })
+    }
+
     /// Has a rollout of the Deployment be given up soon.
     pub(crate) fn hasten(&self) -> Result<()> {
         let spec = json!({"progressDeadlineSeconds": 2});

@@ -20,10 +20,6 @@ impl<H: FnMut(&Event)> Worker<H> {
         if !self.nodes.iter().any(|own| own == node) {
             return Ok(());
         }
-        if is_going(pod) {
-            self.started.remove(uid);
-            return self.objects.delete(pod, Some(0)).await;
-        }
         let behaviours: Vec<Behaviour> = {
             let known = lock(&self.behaviours);
             let images = array(pod, "/spec/containers").map(|it| text(it, "/image"));
@@ -35,6 +31,18 @@ impl<H: FnMut(&Event)> Worker<H> {
             };
             images.filter_map(of).collect()
         };
+        if is_going(pod) {
+            let told = self.told_to_end.entry(uid.to_owned());
+            let spent = told.or_insert_with(Instant::now).elapsed();
+            let is_slow =
+                |it: &Behaviour| matches!(it, Behaviour::SlowToEnd(time) if spent < *time);
+            if behaviours.iter().any(is_slow) {
+                return Ok(());
+            }
+            self.started.remove(uid);
+            self.told_to_end.remove(uid);
+            return self.objects.delete(pod, Some(0)).await;
+        }
         let is_pulled = !behaviours.contains(&Behaviour::Unpullable);
         let started = *self
             .started
@@ -44,6 +52,7 @@ impl<H: FnMut(&Event)> Worker<H> {
             && behaviours.iter().all(|behaviour| match behaviour {
                 Behaviour::Slow(time) => started.elapsed() >= *time,
                 Behaviour::NeverReady | Behaviour::Unpullable => false,
+                Behaviour::SlowToEnd(_) => true,
             });
         let has_statuses = array(pod, "/status/containerStatuses").next().is_some();
         if has_statuses && is_ready == has(pod, "Ready") {

@@ -67,6 +67,8 @@ impl<H: FnMut(&Event)> Worker<H> {
         });
         let Some(current) = current else {
             let set = replica_set(deployment, &template, newest + 1);
+            // That is progress; to want again what was wanted before is none.
+            self.progress.remove(text(deployment, "/metadata/uid"));
             return self.objects.create(&set).await.map(drop);
         };
         if revision(current) != newest {
@@ -105,15 +107,19 @@ impl<H: FnMut(&Event)> Worker<H> {
         let uid = text(deployment, "/metadata/uid").to_owned();
         let generation = number(deployment, "/metadata/generation");
         let wanted = number(deployment, "/spec/replicas");
-        let (now, template) = (Instant::now(), deployment.pointer("/spec/template"));
-        let place = json!([counts, template]);
+        let now = Instant::now();
+        let mut comes_on = !self.progress.contains_key(&uid);
         let (last, since) = self
             .progress
             .entry(uid)
-            .or_insert_with(|| (place.clone(), now));
-        if *last != place {
-            (*last, *since) = (place, now);
+            .or_insert_with(|| (counts.clone(), now));
+        if *last != counts {
+            (*last, *since) = (counts.clone(), now);
+            comes_on = true;
         }
+        let mut said = array(deployment, "/status/conditions");
+        let said = said.find(|it| text(it, "/type") == "Progressing");
+        let said = said.map_or("", |it| text(it, "/reason"));
         let seconds = match number(deployment, "/spec/progressDeadlineSeconds") {
             0 => PROGRESS_SECONDS,
             seconds => seconds,
@@ -123,6 +129,10 @@ impl<H: FnMut(&Event)> Worker<H> {
             is_whole("/replicas") && is_whole("/updatedReplicas") && is_whole("/availableReplicas");
         let (holds, reason) = match () {
             () if is_done => ("True", "NewReplicaSetAvailable"),
+            () if comes_on => ("True", "ReplicaSetUpdated"),
+            // Both stay until something comes on.
+            () if said == "NewReplicaSetAvailable" => ("True", "NewReplicaSetAvailable"),
+            () if said == "ProgressDeadlineExceeded" => ("False", "ProgressDeadlineExceeded"),
             () if since.elapsed() > Duration::from_secs(seconds) => {
                 ("False", "ProgressDeadlineExceeded")
             }
