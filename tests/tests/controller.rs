@@ -35,10 +35,8 @@ fn a_deployment_goes_back_to_what_ran_before_and_nodes_prove_it() -> Result<()> 
     let before = stage.workload("Deployment")?;
     let words = ["rollback", &stage.target("deployment"), "--reason", "test"];
     // Without --to: the last approved one that ran ready here.
-    let done = stage.controller.done(&words)?;
-    let order = done.last().context("no order")?;
+    let order = &stage.rolled_back(&words)?;
     let id = text(order, "/id").context("no id")?;
-    ensure!(text(order, "/state") == Some("done"), "{order}");
     ensure!(text(order, "/from_digest") == Some(&digest("b")), "{order}");
     ensure!(text(order, "/to_digest") == Some(&digest("a")), "{order}");
     let message = text(order, "/message").unwrap_or_default();
@@ -139,11 +137,7 @@ fn a_rollout_that_fails_is_held_undone_or_stopped() -> Result<()> {
     stage.wait_stuck()?;
     let back = digest("b");
     let words = ["rollback", &stage.target("deployment"), "--to", &back];
-    let done = stage
-        .controller
-        .done(&[&words[..], &["--reason", "test"]].concat())?;
-    let order = done.last().context("no order")?;
-    ensure!(text(order, "/state") == Some("done"), "{order}");
+    stage.rolled_back(&[&words[..], &["--reason", "test"]].concat())?;
     // An image that was revoked is not started again.
     stage
         .controller
@@ -209,9 +203,7 @@ fn what_ran_before_has_to_end() -> Result<()> {
     let slowly = |seconds| Behaviour::SlowToEnd(Duration::from_secs(seconds));
     stage.standin.behave(&digest("b"), slowly(4));
     stage.deploy("Deployment", "b")?;
-    let order = stage.controller.done(&words)?;
-    let order = order.last().context("no order")?;
-    ensure!(text(order, "/state") == Some("done"), "{order}");
+    stage.rolled_back(&words)?;
     let images = stage.images()?;
     ensure!(images == [stage.image("a"), stage.image("a")], "{images:?}");
 
@@ -242,10 +234,7 @@ fn each_container_of_a_workload_can_be_rolled_back() -> Result<()> {
     let target = stage.target("deployment");
     for container in ["web", "proxy"] {
         let words = ["rollback", &target, "--to", &to, "--container", container];
-        let words = [&words[..], &["--reason", "test"]].concat();
-        let done = stage.controller.done(&words)?;
-        let order = done.last().context("no order")?;
-        ensure!(text(order, "/state") == Some("done"), "{order}");
+        stage.rolled_back(&[&words[..], &["--reason", "test"]].concat())?;
     }
     let now = stage.workload("Deployment")?;
     let named = |at: usize| text(&now, &format!("/spec/template/spec/containers/{at}/image"));

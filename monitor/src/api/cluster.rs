@@ -205,16 +205,12 @@ impl Conversation {
                 approvals: part.to_vec(),
                 more: !rest.is_empty(),
             };
-            self.send(Told::Approvals(approvals)).await?;
+            send(&self.replies, Told::Approvals(approvals)).await?;
             if rest.is_empty() {
                 return Ok(());
             }
             left = rest;
         }
-    }
-
-    async fn send(&self, told: Told) -> Result<(), Status> {
-        send(&self.replies, told).await
     }
 }
 

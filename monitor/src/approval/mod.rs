@@ -121,6 +121,12 @@ impl Approvals {
         })
     }
 
+    /// How many repositories there are of which something was said.
+    pub fn repositories(&self) -> u64 {
+        let said = self.repositories.values().filter(|said| !said.is_empty());
+        u64::try_from(said.count()).unwrap_or(u64::MAX)
+    }
+
     /// Repositories in which something was said of a digest.
     pub fn repositories_of(&self, digest: &Digest) -> Vec<&str> {
         let is_of = |said: &[Statement]| said.iter().any(|it| it.digest == *digest);

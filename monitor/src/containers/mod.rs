@@ -228,41 +228,9 @@ pub fn repository(reference: &str) -> &str {
     }
 }
 
-/// The same in full, as container runtimes complete short names: `nginx` is `docker.io/library/nginx`.
-pub fn full_repository(reference: &str) -> String {
-    let name = repository(reference);
-    let is_host = |first: &str| first.contains(['.', ':']) || first == "localhost";
-    let below_hub = match name.split_once('/') {
-        Some(("docker.io" | "index.docker.io", below)) => below,
-        Some((first, _)) if is_host(first) => return name.to_owned(),
-        _ => name,
-    };
-    match below_hub {
-        "" => String::new(),
-        user if user.contains('/') => format!("docker.io/{user}"),
-        official => format!("docker.io/library/{official}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn short_names_are_of_docker_hub() {
-        let check = |reference: &str, expect: &str| {
-            assert_eq!(full_repository(reference), expect, "{reference}");
-        };
-        check("nginx", "docker.io/library/nginx");
-        check("nginx:1.27", "docker.io/library/nginx");
-        check("bitnami/redis@sha256:ab", "docker.io/bitnami/redis");
-        check("docker.io/nginx", "docker.io/library/nginx");
-        check("index.docker.io/library/nginx:1", "docker.io/library/nginx");
-        check("registry.example/web:1", "registry.example/web");
-        check("localhost/web", "localhost/web");
-        check("localhost:5000/a/web:1", "localhost:5000/a/web");
-        check("", "");
-    }
 
     #[test]
     fn a_file_lies_in_the_root_by_its_filesystem_and_its_path_there() {

@@ -127,14 +127,10 @@ impl Node for Answers {
         for identity in identities {
             *containers.entry(identity).or_default() += 1;
         }
-        let mut rollbacks: HashMap<String, u64> = HashMap::new();
-        for order in self.controller.list() {
-            *rollbacks.entry(order.state).or_default() += 1;
-        }
         v1::Status {
             node: self.name.clone(),
             containers,
-            rollbacks,
+            rollbacks: self.controller.ledger().counts(),
             approvals: Some(self.controller.approvals.status()),
             ..v1::Status::default()
         }

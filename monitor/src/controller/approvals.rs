@@ -1,7 +1,7 @@
 //! The cluster's approvals: objects `ImageApproval`, which the controller owns and nodes are told of.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -177,10 +177,8 @@ impl ClusterApprovals {
     /// How they stand.
     pub fn status(&self) -> v1::status::Approvals {
         let known = self.known();
-        let repositories: BTreeSet<&str> =
-            known.in_force.statements().map(|(name, _)| name).collect();
         v1::status::Approvals {
-            repositories: repositories.len() as u64,
+            repositories: known.in_force.repositories(),
             error: self.error(&known),
             ..v1::status::Approvals::default()
         }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     approval::{Approvals, Standing},
-    containers::full_repository,
+    registry::full_name,
 };
 
 /// How often it is looked.
@@ -81,7 +81,7 @@ impl Controller {
             Ok(Owner::Nothing(_)) => return true,
             Err(_) => return false,
         };
-        let (own, digests) = (full_repository(&image.reference), digests(image));
+        let (own, digests) = (full_name(&image.reference), digests(image));
         let noted = self.approvals.note_ran(&own, &workload, &digests);
         let noted = noted.await;
         if let Err(error) = &noted {
@@ -114,11 +114,10 @@ fn has_run(
 ) -> bool {
     let started = container.started_at.as_ref();
     let started = started.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok());
-    let own = full_repository(&image.reference);
     image.identity == "proven"
         && started.is_some_and(|at| now.duration_since(at) >= RAN_MIN)
         && matches!(
-            approvals.standing(&own, &digests(image), now),
+            approvals.standing(&full_name(&image.reference), &digests(image), now),
             Standing::Approved(_)
         )
 }

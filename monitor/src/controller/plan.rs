@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     approval::{Approvals, Standing},
-    containers::full_repository,
     digest::Digest,
+    registry::full_name,
     respond::{OnFailure, Refusal, Request, Signature, Subject},
 };
 
@@ -111,6 +111,16 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Why what ran before must not be started again, which was judged when this was planned.
+    pub fn no_way_back(&self, approvals: &Approvals, now: Timestamp) -> Option<String> {
+        let before = &self.from_reference;
+        let digests = self.from.into_iter().chain(digest_of(before));
+        let revoked = revoked(approvals, &full_name(before), digests, now)?;
+        Some(format!(
+            "it is not put back, since {revoked} was revoked meanwhile"
+        ))
+    }
+
     /// What is done, one after the other.
     pub fn steps(&self) -> Vec<(Step, String)> {
         let (name, image) = (&self.workload, &self.to_reference);
@@ -203,7 +213,7 @@ fn aim<'a>(
         }
     };
     // As nodes report it, and as approvals name it.
-    let repository = full_repository(&container.image);
+    let repository = full_name(&container.image);
     if repository.is_empty() {
         return Err(Refusal::NoRepository(format!(
             "{} of {name}",
@@ -241,14 +251,25 @@ fn chosen(request: &Request, facts: &Facts, aim: &Aim<'_>) -> Result<Digest, Ref
 
 /// The digests of what is to be another: as nodes report it, and as the workload names it.
 fn present(facts: &Facts, image: &str) -> Vec<Digest> {
-    let named = image.split_once('@').and_then(|(_, it)| it.parse().ok());
-    facts
-        .running
-        .iter()
-        .flatten()
-        .copied()
-        .chain(named)
-        .collect()
+    let running = facts.running.iter().flatten().copied();
+    running.chain(digest_of(image)).collect()
+}
+
+fn digest_of(image: &str) -> Option<Digest> {
+    image.split_once('@')?.1.parse().ok()
+}
+
+/// Which of the digests of an image must not be started again.
+fn revoked(
+    approvals: &Approvals,
+    repository: &str,
+    mut digests: impl Iterator<Item = Digest>,
+    now: Timestamp,
+) -> Option<Digest> {
+    digests.find(|digest| {
+        let standing = approvals.standing(repository, &[*digest], now);
+        matches!(standing, Standing::Revoked(_))
+    })
 }
 
 fn last_approved(facts: &Facts, aim: &Aim<'_>) -> Result<Digest, Refusal> {
@@ -421,10 +442,8 @@ fn refuse_way(
         OnFailure::Stop => Ok(()),
         OnFailure::Undo => {
             let digests = present(facts, image);
-            let is_revoked = digests.iter().any(|digest| {
-                let standing = facts.approvals.standing(repository, &[*digest], facts.now);
-                matches!(standing, Standing::Revoked(_))
-            });
+            let all = digests.iter().copied();
+            let is_revoked = revoked(&facts.approvals, repository, all, facts.now).is_some();
             if digests.is_empty() {
                 Err(Refusal::NoWayBack(
                     "is not known: a tag names it, and no node reports it",

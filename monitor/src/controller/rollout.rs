@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     approval::Standing,
-    containers::full_repository,
+    registry::full_name,
     respond::{Kept as _, OnFailure, State},
 };
 
@@ -97,7 +97,7 @@ impl Controller {
     async fn begin(&self, record: &Record) -> Result<(), Stop> {
         let plan = &record.plan;
         let approvals = self.approvals.in_force();
-        let own = full_repository(&plan.to_reference);
+        let own = full_name(&plan.to_reference);
         let standing = approvals.standing(&own, &[plan.to], Timestamp::now());
         if !matches!(standing, Standing::Approved(_)) {
             let problem = format!("{} is {} now", plan.to, standing.name());
@@ -160,17 +160,18 @@ impl Controller {
                     wanted,
                 } => format!("of {wanted} pods {updated} are new and {available} available"),
             };
-            if is_over(record, seconds) && is_replaced {
-                // To replace those that replaced them would end nothing.
-                return Err(Stop::Left(format!(
-                    "every pod is replaced, but after {seconds} s {far}"
-                )));
-            }
             if is_over(record, seconds) {
-                let trouble = self.trouble(&workload).await;
-                return Err(Stop::Failed(format!(
-                    "the rollout was not done within {seconds} s: {far}{trouble}"
-                )));
+                // To replace those that replaced them would end nothing.
+                return Err(if is_replaced {
+                    Stop::Left(format!(
+                        "every pod is replaced, but after {seconds} s {far}"
+                    ))
+                } else {
+                    let trouble = self.trouble(&workload).await;
+                    Stop::Failed(format!(
+                        "the rollout was not done within {seconds} s: {far}{trouble}"
+                    ))
+                });
             }
             self.update(&record.id, |record| record.waits_for = far);
             let name = &record.plan.workload;
@@ -284,13 +285,14 @@ impl Controller {
             (Stop::Failed(_), OnFailure::Stop) if is_first => Some(Step::Halt),
             _ => None,
         };
-        let no_way_back = next
-            .filter(|next| *next == Step::PutBack)
-            .and_then(|_| self.no_way_back(&record));
-        if let Some(problem) = &no_way_back {
-            self.update(id, |record| record.note_failure(problem));
+        let approvals = self.approvals.in_force();
+        if next == Some(Step::PutBack)
+            && let Some(problem) = record.plan.no_way_back(&approvals, Timestamp::now())
+        {
+            self.update(id, |record| record.note_failure(&problem));
+            return self.end(id, State::Held).await;
         }
-        let Some(next) = next.filter(|_| no_way_back.is_none()) else {
+        let Some(next) = next else {
             return self.end(id, State::Held).await;
         };
         let begun = self.update(id, |record| record.begin(next, Timestamp::now()));
@@ -305,23 +307,6 @@ impl Controller {
             self.update(id, |record| record.note_failure(&reason));
             self.end(id, State::Held).await;
         }
-    }
-
-    /// Why what ran before must not be started again, which was judged when the order was planned.
-    fn no_way_back(&self, record: &Record) -> Option<String> {
-        let plan = &record.plan;
-        let approvals = self.approvals.in_force();
-        let (own, now) = (full_repository(&plan.from_reference), Timestamp::now());
-        let named = plan.from_reference.split_once('@');
-        let named = named.and_then(|(_, digest)| digest.parse().ok());
-        let mut digests = plan.from.into_iter().chain(named);
-        let revoked = digests.find(|digest| {
-            let standing = approvals.standing(&own, &[*digest], now);
-            matches!(standing, Standing::Revoked(_))
-        })?;
-        Some(format!(
-            "it is not put back, since {revoked} was revoked meanwhile"
-        ))
     }
 
     async fn end(&self, id: &str, state: State) {

@@ -458,15 +458,19 @@ fn only_a_proven_image_is_a_proof() {
     check(Some(&[new, old]), "given");
 }
 
-#[test]
-fn an_order_is_read_back_from_its_workload_alone() {
+fn record(began_at: Timestamp) -> Record {
     let plan = plan(&request(Some("a")), &facts("+a +b")).unwrap();
     let by = By {
         name: "test".to_owned(),
         roles: Vec::new(),
         peer: String::new(),
     };
-    let record = Record::new("1".to_owned(), plan, by, Timestamp::from_second(9).unwrap());
+    Record::new("1".to_owned(), plan, by, began_at)
+}
+
+#[test]
+fn an_order_is_read_back_from_its_workload_alone() {
+    let record = record(Timestamp::from_second(9).unwrap());
     let check = |text: String, change: &dyn Fn(&mut Workload), expect: Result<bool, &str>| {
         let mut workload = workload(Kind::Deployment, "c");
         workload.object["metadata"]["annotations"] = json!({ANNOTATION: text});
@@ -488,14 +492,8 @@ fn an_order_is_read_back_from_its_workload_alone() {
 
 #[test]
 fn times_to_come_are_not_believed() {
-    let plan = plan(&request(Some("a")), &facts("+a +b")).unwrap();
-    let by = By {
-        name: "test".to_owned(),
-        roles: Vec::new(),
-        peer: String::new(),
-    };
     let at = |second| Timestamp::from_second(second).unwrap();
-    let mut record = Record::new("1".to_owned(), plan, by, at(100));
+    let mut record = record(at(100));
     record.begin(Step::Rollout, at(200));
     record.ended_at = Some(at(300));
     record.not_after(at(150));

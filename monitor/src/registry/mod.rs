@@ -26,7 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 pub use self::{
     documents::{Documents, Unanswered},
-    repository::{Repository, RepositoryError, host},
+    repository::{Repository, RepositoryError, full_name, host},
 };
 use crate::{
     digest::Digest,

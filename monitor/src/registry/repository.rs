@@ -1,5 +1,7 @@
 //! Which repository of which registry an image reference names.
 
+use crate::containers::repository;
+
 /// Bytes of a reference; a longer one is refused.
 const REFERENCE_BYTES_MAX: usize = 1024;
 
@@ -33,20 +35,9 @@ impl Repository {
             reference: reference.chars().take(200).collect(),
         };
         let text = reference.split('@').next().unwrap_or_default();
-        let registry = host(text);
-        let below = text.strip_prefix(registry);
-        let rest = below
-            .and_then(|rest| rest.strip_prefix('/'))
-            .unwrap_or(text);
-        let registry = match registry {
-            DOCKER_HUB_INDEX => DOCKER_HUB,
-            other => other,
-        };
+        let (registry, rest) = split(text);
         // The registry's port stands before.
-        let mut name = rest.split(':').next().unwrap_or_default().to_owned();
-        if registry == DOCKER_HUB && !name.contains('/') {
-            name.insert_str(0, "library/");
-        }
+        let name = completed(registry, rest.split(':').next().unwrap_or_default());
         if reference.len() > REFERENCE_BYTES_MAX
             || reference.starts_with("sha256:")
             || !is_authority(registry)
@@ -77,6 +68,36 @@ impl Repository {
     /// Its name within the registry.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// A reference without tag and digest, in full as container runtimes complete short names: `nginx` is
+/// `docker.io/library/nginx`. Empty if it names no repository; of which form the name is, is not
+/// checked.
+pub fn full_name(reference: &str) -> String {
+    match split(repository(reference)) {
+        (_, "") => String::new(),
+        (registry, name) => format!("{registry}/{}", completed(registry, name)),
+    }
+}
+
+/// The registry of a reference, and what is below it.
+fn split(reference: &str) -> (&str, &str) {
+    let registry = host(reference);
+    let below = reference.strip_prefix(registry);
+    let below = below.and_then(|below| below.strip_prefix('/'));
+    let registry = match registry {
+        DOCKER_HUB_INDEX => DOCKER_HUB,
+        other => other,
+    };
+    (registry, below.unwrap_or(reference))
+}
+
+fn completed(registry: &str, name: &str) -> String {
+    if registry == DOCKER_HUB && !name.contains('/') {
+        format!("library/{name}")
+    } else {
+        name.to_owned()
     }
 }
 

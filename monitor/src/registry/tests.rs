@@ -366,3 +366,19 @@ fn a_reference_names_a_repository_or_is_refused() {
     check("sha256:00", None);
     check("", None);
 }
+
+#[test]
+fn short_names_are_of_docker_hub() {
+    let check = |reference: &str, expect: &str| {
+        assert_eq!(full_name(reference), expect, "{reference}");
+    };
+    check("nginx", "docker.io/library/nginx");
+    check("nginx:1.27", "docker.io/library/nginx");
+    check("bitnami/redis@sha256:ab", "docker.io/bitnami/redis");
+    check("docker.io/nginx", "docker.io/library/nginx");
+    check("index.docker.io/library/nginx:1", "docker.io/library/nginx");
+    check("registry.example/web:1", "registry.example/web");
+    check("localhost/web", "localhost/web");
+    check("localhost:5000/a/web:1", "localhost:5000/a/web");
+    check("", "");
+}

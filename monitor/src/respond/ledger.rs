@@ -1,6 +1,6 @@
 //! Plans and orders, and which of them may begin. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
@@ -9,6 +9,7 @@ use super::{
     automatic::Automatic,
     order::{Planned, Refusal},
     plan::Times,
+    progress::State,
 };
 
 /// Orders that are kept; of more the one that ended first goes.
@@ -126,8 +127,12 @@ pub trait Kept: Clone {
     fn id(&self) -> &str;
     /// What it carries out.
     fn plan(&self) -> &Self::Plan;
+    /// How it stands.
+    fn state(&self) -> State;
     /// It is under way.
-    fn is_running(&self) -> bool;
+    fn is_running(&self) -> bool {
+        self.state() == State::Running
+    }
     /// When it began.
     fn began_at(&self) -> Timestamp;
     /// When it ended.
@@ -156,6 +161,16 @@ impl<R: Kept> Ledger<R> {
     /// Every order, oldest first.
     pub fn orders(&self) -> impl Iterator<Item = &R> {
         self.orders.values()
+    }
+
+    /// How many orders are kept in each state, by its name.
+    pub fn counts(&self) -> HashMap<String, u64> {
+        let mut counts: HashMap<String, u64> =
+            State::ALL.map(|state| (state.name().to_owned(), 0)).into();
+        for order in self.orders() {
+            *counts.entry(order.state().name().to_owned()).or_default() += 1;
+        }
+        counts
     }
 
     /// Every plan that is kept at `now`, oldest first.

@@ -165,13 +165,7 @@ impl<S: Source> Responder<S> {
 
     /// How many orders are kept in each state, by its name.
     pub fn counts(&self) -> HashMap<String, u64> {
-        let ledger = self.ledger();
-        let mut counts: HashMap<String, u64> =
-            State::ALL.map(|state| (state.name().to_owned(), 0)).into();
-        for order in ledger.orders() {
-            *counts.entry(order.state.name().to_owned()).or_default() += 1;
-        }
-        counts
+        self.ledger().counts()
     }
 
     /// Takes an order. Of one that is applied this returns when it has begun.

@@ -103,8 +103,8 @@ impl Kept for Record {
         &self.plan
     }
 
-    fn is_running(&self) -> bool {
-        self.state == State::Running
+    fn state(&self) -> State {
+        self.state
     }
 
     fn began_at(&self) -> Timestamp {

@@ -167,6 +167,13 @@ impl Stage {
         format!("{kind}/{}/web", self.namespace())
     }
 
+    /// Gives an order, which must be carried out to its end; how it stands then.
+    pub(crate) fn rolled_back(&self, words: &[&str]) -> Result<Value> {
+        let order = self.controller.done(words)?.pop().context("no order")?;
+        ensure!(text(&order, "/state") == Some("done"), "{order}");
+        Ok(order)
+    }
+
     /// Approves images.
     pub(crate) fn approve(&self, words: &[&str]) -> Result<()> {
         for word in words {

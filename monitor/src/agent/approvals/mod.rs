@@ -147,16 +147,13 @@ impl State {
 
     /// The account of them.
     pub(super) fn status(&self) -> v1::status::Approvals {
-        let statements = self.in_force.statements();
-        let repositories: HashSet<&str> = statements.map(|(repository, _)| repository).collect();
         let against = self
             .told
             .values()
             .filter(|told| told.iter().any(|(kind, _)| *kind == Kind::ImageUnapproved));
-        let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
         v1::status::Approvals {
-            repositories: count(repositories.len()),
-            unapproved: count(against.count()),
+            repositories: self.in_force.repositories(),
+            unapproved: u64::try_from(against.count()).unwrap_or(u64::MAX),
             error: self.error(),
         }
     }
